@@ -1,0 +1,28 @@
+"""What must be settled before the first import of JAX or Sumfold, for tests and docstrings alike.
+
+It lies beside both `src` and `tests`, because pytest reads a conftest for the folders below it only.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+if "jax" in sys.modules or "sumfold" in sys.modules:
+    raise RuntimeError("jax or sumfold was imported before conftest.py could set the tests' environment")
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["KERAS_BACKEND"] = "jax"
+os.environ["MPLBACKEND"] = "agg"
+# Two devices, so that code that shards is tested on any machine.
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2".strip()
+)
+# Compiled programs outlive the run, and subprocesses share them: the second run of the suite is faster.
+# A damaged entry only warns, and pyproject.toml lets that one warning pass: the program is compiled again.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+from jaxtyping import install_import_hook
+
+# From here on every function of Sumfold checks its annotations, shapes and dtypes included, when called.
+install_import_hook("sumfold", "beartype.beartype")

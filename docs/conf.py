@@ -1,0 +1,81 @@
+"""Sphinx configuration: hand-written pages in MyST Markdown, reference pages made from the code."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("KERAS_BACKEND", "jax")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import generated
+
+project = "Sumfold"
+author = "The Sumfold authors"
+copyright = "2026, The Sumfold authors"
+release = version = importlib.metadata.version("sumfold")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build"]
+source_suffix = {".md": "markdown"}
+# `name` in a docstring links to the name where there is a page for it, and is code where there is none.
+default_role = "py:obj"
+nitpicky = False
+suppress_warnings = [
+    "ref.python",  # a short name such as `State` that more than one module has
+]
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "fieldlist"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "no-value": True, "show-inheritance": True}
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+maximum_signature_line_length = 88
+python_use_unqualified_type_names = True
+add_module_names = False
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # fields of a record are described once, in its docstring
+
+html_theme = "furo"
+html_title = "Sumfold"
+html_show_sphinx = False
+html_copy_source = False
+
+
+def _fill(app: Any, _page: str, source: list[str]) -> None:
+    """Replace each line ``<!-- generated: NAME -->`` by what `generated.NAME()` writes."""
+
+    def section(match: re.Match[str]) -> str:
+        app.env.note_dependency(generated.__file__)
+        return str(getattr(generated, match[1])())
+
+    source[0] = re.sub(r"^<!-- generated: (\w+) -->$", section, source[0], flags=re.MULTILINE)
+
+
+def _keep_drawings(_app: Any, what: str, _name: str, _object: Any, _options: Any, lines: list[str]) -> None:
+    """In a module's docstring an indented block is a drawing or a table: show it as it was typed."""
+    if what != "module":
+        return
+    kept: list[str] = []
+    for line in lines:
+        before = kept[-1] if kept else ""
+        text = next((earlier for earlier in reversed(kept) if earlier.strip()), "")
+        starts = line.startswith("    ") and not before.strip() and text[:1].strip() and text[0] not in "-*."
+        if starts and not text.rstrip().endswith("::"):
+            kept += ["::", ""]
+        kept.append(line)
+    lines[:] = kept
+
+
+def setup(app: Any) -> None:
+    """Connect the two hooks above."""
+    app.connect("source-read", _fill)
+    app.connect("autodoc-process-docstring", _keep_drawings)

@@ -1,0 +1,54 @@
+"""The weighted mean over clients, as two sums."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Num
+
+from sumfold import tree
+from sumfold.core.stage import Bound, Contribution, Stage
+from sumfold.keys import Key
+from sumfold.tree import Tree
+
+__all__ = ["Weighted", "mean"]
+
+
+class Weighted(NamedTuple):
+    """A value times its weight, and the weight: both add up over clients."""
+
+    value: Tree
+    weight: Num[Array, ""]
+
+
+def mean() -> Stage:
+    """The mean Σ weight·value / Σ weight; each part's weights come with its contributions.
+
+    By examples, uniform or any function of the client's report: the algorithm decides the weight (`weighting=`),
+    the mean divides by their sum. When the weights sum to 0 the result is not a number, and no server applies it.
+
+    Source: McMahan et al. 2017, Algorithm 1 (last line).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> stage = mean()
+        >>> a, _ = stage.encode((), (), Contribution(jnp.float32(1.0), jnp.float32(1)), None)
+        >>> b, _ = stage.encode((), (), Contribution(jnp.float32(3.0), jnp.float32(3)), None)
+        >>> result, _, _ = stage.decode((), tree.add(a, b), None)
+        >>> float(result)
+        2.5
+    """
+
+    def encode(public: Tree, memory: Tree, given: Contribution, key: Key) -> tuple[Weighted, Tree]:
+        del public, key
+        return Weighted(tree.scale(given.weight, given.value), given.weight), memory
+
+    def decode(state: Tree, total: Weighted, key: Key) -> tuple[Tree, Tree, dict[str, Any]]:
+        del key
+        return tree.divide(total.value, total.weight), state, {}
+
+    def bound(given: Bound) -> Bound:
+        largest = max(abs(given.low), abs(given.high)) * given.weight
+        return given._replace(norm=given.norm * given.weight, low=-largest, high=largest)
+
+    return Stage(encode, decode, bound=bound)

@@ -1,0 +1,151 @@
+"""The client half of a phase: the only code that a client executes, encode ∘ finish ∘ step* ∘ init.
+
+Both runtimes run exactly this: the simulator compiles it into its streams, a deployment exports its three
+functions. What leaves a client is an `Upload`; what it keeps is a `Keeping`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, UInt
+
+from sumfold import keys, tree
+from sumfold.core.round import Batch, Phase, Report, Task, Work
+from sumfold.keys import Key
+from sumfold.tree import Tree
+
+__all__ = ["Briefing", "ClientHalf", "Keeping", "Memory", "Upload", "client_half", "client_key"]
+
+
+class Memory(NamedTuple):
+    """What a client remembers from round to round for one phase; never sent.
+
+    Attributes:
+        work: of the work (SCAFFOLD's control variate).
+        stages: by part, of its stage (error feedback).
+    """
+
+    work: Tree
+    stages: dict[str, Tree]
+
+
+class Briefing(NamedTuple):
+    """What the server sends to every client in one phase, the same bytes.
+
+    Attributes:
+        message: of the algorithm.
+        public: by part, what its stage shares.
+    """
+
+    message: Tree
+    public: dict[str, Tree]
+
+
+class Start(NamedTuple):
+    """All that one client's half of a phase starts from."""
+
+    briefing: Briefing
+    memory: Memory
+    kept: Tree
+    rows: Int[Array, ""]
+
+
+class Upload(NamedTuple):
+    """What leaves a client.
+
+    Attributes:
+        parts: by part, the encoded value.
+        metrics: tree of sums.
+        finite: bool[], whether every number of the report is finite; if not, nothing else counts.
+        weights_valid: bool[], whether every weight is finite and not negative.
+    """
+
+    parts: dict[str, Tree]
+    metrics: Tree
+    finite: Bool[Array, ""]
+    weights_valid: Bool[Array, ""]
+
+
+class Keeping(NamedTuple):
+    """What stays with the client: its memory for the next round, and `kept` for the next phase."""
+
+    memory: Memory
+    kept: Tree
+
+
+class ClientHalf(NamedTuple):
+    """Three programs, and the memory of a client never seen: what a plan exports."""
+
+    fresh: Callable[[Briefing, Tree], Memory]
+    init: Callable[[Start, Key], Tree]
+    step: Callable[[Start, Tree, Batch, Key], Tree]
+    finish: Callable[[Start, Tree, Key], tuple[Upload, Keeping]]
+
+
+def client_key(run: Key, phase: int, round: Int[Array, ""], client: UInt[Array, ""]) -> Key:
+    """The key of one client in one phase of one round."""
+    return keys.derive(run, purpose=f"phase {phase}", round=round, client=client)
+
+
+def report_shapes(work: Work, message: Tree, kept: Tree) -> Report:
+    """The shapes of a client's report; nothing runs, and no data is needed since `step` keeps the carry's type."""
+
+    def run(message: Tree, kept: Tree) -> Report:
+        task = Task(message, work.memory(message), kept, jnp.int32(0))
+        key = keys.typed(jnp.zeros(2, jnp.uint32))
+        return work.finish(task, tree.strong(work.init(task, key)), key)
+
+    report: Report = jax.eval_shape(run, message, kept)
+    return report
+
+
+def client_half(phase: Phase) -> ClientHalf:
+    """Compose a phase's work with the client halves of its stages.
+
+    Whether a client is finite is decided on the report, before its weight is looked at and before any stage:
+    values that are not finite are replaced by zeros so that no stage can be poisoned by them.
+    """
+    work, stages = phase.work, phase.aggregate
+
+    def task(start: Start) -> Task:
+        return Task(start.briefing.message, start.memory.work, start.kept, start.rows)
+
+    def fresh(briefing: Briefing, kept: Tree) -> Memory:
+        parts = report_shapes(work, briefing.message, kept).parts
+        return Memory(
+            tree.strong(work.memory(briefing.message)),
+            {part: tree.strong(stage.memory(parts[part].value)) for part, stage in stages.items()},
+        )
+
+    def finish(start: Start, carry: Tree, key: Key) -> tuple[Upload, Keeping]:
+        key = keys.at_finish(key)
+        report = work.finish(task(start), carry, key)
+        finite = tree.all_finite([{p: c.value for p, c in report.parts.items()}, report.metrics])
+        weights = [jnp.asarray(c.weight, jnp.float32) for c in report.parts.values()]
+        valid = jnp.stack([jnp.isfinite(w) & (w >= 0) for w in weights]).all() if weights else jnp.asarray(True)
+        counted = finite & valid
+        encoded, remembered = {}, {}
+        for i, (part, stage) in enumerate(stages.items()):
+            given = report.parts[part]
+            value = tree.where(counted, given.value, tree.zeros_like(given.value))
+            weight = jnp.where(counted, jnp.asarray(given.weight, jnp.float32), 0.0)
+            encoded[part], remembered[part] = stage.encode(
+                start.briefing.public[part],
+                start.memory.stages[part],
+                type(given)(value, weight),
+                keys.at_step(key, i),
+            )
+        metrics = tree.where(counted, report.metrics, tree.zeros_like(report.metrics))
+        memory = tree.where(counted, Memory(report.memory, remembered), start.memory)
+        return Upload(encoded, tree.strong(metrics), finite, valid), Keeping(memory, report.kept)
+
+    return ClientHalf(
+        fresh,
+        init=lambda start, key: tree.strong(work.init(task(start), keys.at_init(key))),
+        step=lambda start, carry, batch, key: work.step(task(start), carry, batch, key),
+        finish=finish,
+    )

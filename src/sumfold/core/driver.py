@@ -1,0 +1,306 @@
+"""One round as a pure step, and the seam to the runtimes: a way to compute Σ.
+
+`play` is the whole algorithm of a federated round, in the order in which it happens. The simulator traces it with
+a Σ that is a compiled stream, so that a round is one program; a deployment calls it with a Σ that asks the
+network. Nothing else differs between them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int
+from numpy.typing import NDArray
+
+from sumfold import keys, tree
+from sumfold.core.client import Briefing, Start, client_half, report_shapes
+from sumfold.core.group import add
+from sumfold.core.round import Measured, Metrics, Phase, Round
+from sumfold.core.store import ClientStore
+from sumfold.errors import CompositionError, DataError, StateError
+from sumfold.keys import Key
+from sumfold.tree import Tree
+
+__all__ = ["ClientData", "Cohort", "Outcome", "Runtime", "State", "Totals", "begin", "play", "step"]
+
+NOBODY = np.int32(2**31 - 1)
+"""`Totals.invalid` when no client had an invalid weight."""
+
+
+class State(NamedTuple):
+    """All that a run needs to go on: arrays only, passed in and out, never changed in place.
+
+    Attributes:
+        round: int32[], the next round's number.
+        seed: uint32[2], see `sumfold.keys.root`.
+        algorithm: the algorithm's own state.
+        stages: for each phase, part -> the server memory of its stage.
+        clients: the `ClientStore`, client id -> memory; empty at first.
+        fingerprint: uint32[4], of the algorithm's name and the tree, shapes and dtypes of its state.
+
+    Example:
+        >>> State._fields
+        ('round', 'seed', 'algorithm', 'stages', 'clients', 'fingerprint')
+    """
+
+    round: NDArray[np.int32]
+    seed: NDArray[np.uint32]
+    algorithm: Tree
+    stages: Tree
+    clients: ClientStore
+    fingerprint: NDArray[np.uint32]
+
+
+class ClientData(Protocol):
+    """What a runtime needs to know of a federation; `sumfold.data.Federation` is one."""
+
+    @property
+    def ids(self) -> Sequence[Any]:
+        """The clients' ids."""
+
+    @property
+    def examples(self) -> Tree:
+        """All rows of all clients: a tree of arrays with one leading axis; None when there are none."""
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """int64[K], where each client's rows begin."""
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """int64[K], how many rows each client holds."""
+
+    @property
+    def order(self) -> NDArray[np.int64] | None:
+        """Row numbers that `starts` point into, or None when they point into the rows themselves."""
+
+    @property
+    def batch_sizes(self) -> Sequence[NDArray[np.int64]] | None:
+        """For ready-made batches, each client's batch lengths; None for examples."""
+
+
+class Cohort(NamedTuple):
+    """The clients of one round: positions int64[K] in a federation."""
+
+    data: ClientData
+    positions: NDArray[np.int64]
+
+    def client(self, place: int) -> Any:
+        """The id of the client at one place of the cohort."""
+        return self.data.ids[int(self.positions[place])]
+
+
+class Totals(NamedTuple):
+    """What Σ gives: nothing in it belongs to one client.
+
+    Attributes:
+        parts: by part, the total of its stage's group.
+        metrics: summed metrics of the counted clients.
+        num_clients, num_non_finite_clients: int32[].
+        invalid: int32[], the first place whose weight was negative or not finite; `NOBODY` otherwise.
+    """
+
+    parts: dict[str, Tree]
+    metrics: Tree
+    num_clients: Int[Array, ""]
+    num_non_finite_clients: Int[Array, ""]
+    invalid: Int[Array, ""]
+
+
+Sigma: TypeAlias = Callable[[int, Briefing, Tree], tuple[Totals, Tree]]
+"""(phase number, what every client receives, carried) -> (totals, carried): one way to compute Σ."""
+
+
+class Outcome(NamedTuple):
+    """What a runtime makes of one round."""
+
+    algorithm: Tree
+    stages: Tree
+    clients: ClientStore
+    metrics: Metrics
+    invalid: ArrayLike
+
+
+class Runtime(Protocol):
+    """One way to compute Σ."""
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """The kinds of `Group` that it can sum."""
+
+    def bind(self, round: Round) -> Callable[[State, Cohort], Outcome]:
+        """Prepare an algorithm; the result runs one round of it."""
+
+
+def play(
+    round: Round, algorithm: Tree, stages: Tree, run: Key, number: ArrayLike, sigma: Sigma, carried: Tree
+) -> tuple[Tree, Tree, Metrics, Int[Array, ""], Tree]:
+    """One round: broadcast, Σ, decode, finalize, for each phase in turn.
+
+    Returns:
+        (algorithm state, stage memories, metrics, first invalid place, carried).
+    """
+    metrics: Metrics = {"distributor": {}, "client_work": {}, "aggregator": {}, "finalizer": {}}
+    after, invalid = [], jnp.asarray(NOBODY)
+    for i, phase in enumerate(round.phases):
+        key = keys.derive(run, purpose=f"server {i}", round=number)
+        public = {part: stage.share(stages[i][part]) for part, stage in phase.aggregate.items()}
+        briefing = Briefing(phase.broadcast(algorithm, keys.at_init(key)), public)
+        totals, carried = sigma(i, briefing, carried)
+
+        results, memories = {}, {}
+        for j, (part, stage) in enumerate(phase.aggregate.items()):
+            results[part], memories[part], measured = stage.decode(
+                stages[i][part], totals.parts[part], keys.at_step(key, j)
+            )
+            if measured:
+                metrics["aggregator"][part] = measured
+        counted = Measured(totals.metrics, totals.num_clients, totals.num_non_finite_clients)
+        algorithm, reported = phase.finalize(algorithm, results, counted, keys.at_finish(key))
+        for group, values in reported.items():
+            metrics[group] = {**metrics[group], **values}
+        after.append(memories)
+        invalid = jnp.minimum(invalid, totals.invalid)
+    return algorithm, tuple(after), metrics, invalid, carried
+
+
+def nothing(round: Round, i: int, briefing: Briefing, kept: Tree, places: int) -> Totals:
+    """The totals of nobody: where every Σ starts."""
+    phase = round.phases[i]
+    upload = jax.eval_shape(lambda b, k: _upload(phase, b, k), briefing, kept)
+    return Totals(
+        {part: (stage.group or add).zero(upload[0][part], places) for part, stage in phase.aggregate.items()},
+        tree.zeros_like(upload[1]),
+        jnp.int32(0),
+        jnp.int32(0),
+        jnp.asarray(NOBODY),
+    )
+
+
+def _upload(phase: Phase, briefing: Briefing, kept: Tree) -> tuple[dict[str, Tree], Tree]:
+    half = client_half(phase)
+    start = Start(briefing, half.fresh(briefing, kept), kept, jnp.int32(0))
+    key = keys.typed(jnp.zeros(2, jnp.uint32))
+    upload, _ = half.finish(start, half.init(start, key), key)
+    return upload.parts, upload.metrics
+
+
+def begin(round: Round, params: Tree, seed: int) -> State:
+    """The state before the first round.
+
+    Args:
+        round: the algorithm.
+        params: what its `init` takes.
+        seed: the run's seed.
+    """
+    words = keys.root(seed)
+    algorithm = tree.strong(round.init(params, keys.derive(keys.typed(words), purpose="init")))
+    stages, kept = [], ()
+    for i, phase in enumerate(round.phases):
+        key = keys.typed(words)
+        message = jax.eval_shape(phase.broadcast, tree.shapes(algorithm), key)
+        report = report_shapes(phase.work, message, kept)
+        if set(report.parts) != set(phase.aggregate):
+            raise CompositionError(
+                "SF-COMP-004",
+                f"phase {i} of {round.name!r} reports the parts {sorted(report.parts)} "
+                f"and has stages for {sorted(phase.aggregate)}",
+                "one stage for every part",
+                "give `aggregate` a stage for each part that `finish` reports",
+            )
+        stages.append({p: tree.strong(s.init(report.parts[p].value)) for p, s in phase.aggregate.items()})
+        kept = report.kept
+    return State(
+        np.int32(0), words, algorithm, tuple(stages), ClientStore(), fingerprint(round, algorithm, tuple(stages))
+    )
+
+
+def fingerprint(round: Round, algorithm: Tree, stages: Tree) -> NDArray[np.uint32]:
+    """uint32[4]: the algorithm's name and the tree, shapes and dtypes of its state."""
+    text = repr((round.name, tree.specs(algorithm), tree.specs(stages)))
+    return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), np.uint32)
+
+
+def recognise(round: Round, template: State, state: Any) -> State:
+    """`state` as this algorithm's own, in the structure of `template`.
+
+    A state that was saved and loaded holds plain containers; it is taken when names, shapes and dtypes agree.
+
+    Raises:
+        StateError: when it is no state, or belongs to another algorithm or model.
+    """
+    needed = f"a state of {round.name!r} for this model"
+    if not hasattr(state, "fingerprint") or not hasattr(state, "algorithm"):
+        raise StateError(
+            "SF-STATE-001", f"a {type(state).__name__} where a state was expected", needed, "pass what "
+            "process.initialize() or process.next() returned; next takes (state, client_data), in this order",
+        )
+    if np.array_equal(np.asarray(state.fingerprint), template.fingerprint):
+        if jax.tree.structure((state.algorithm, state.stages)) == jax.tree.structure(
+            (template.algorithm, template.stages)
+        ):
+            return State(*state)
+        algorithm = tree.like(template.algorithm, state.algorithm)
+        stages = tree.like(template.stages, state.stages)
+        if algorithm is not None and stages is not None:
+            return State(*state)._replace(algorithm=algorithm, stages=stages)
+    mine, theirs = tree.specs(template.algorithm), tree.specs(state.algorithm)
+    differing = [f"{b.path} {b.dtype}{list(b.shape)}" for a, b in zip(mine, theirs, strict=False) if a != b]
+    detail = f": first difference at {differing[0]}" if differing else f" of {len(theirs)} arrays"
+    raise StateError(
+        "SF-STATE-002",
+        f"a state of another algorithm or model{detail}",
+        needed + (f", with {len(mine)} arrays" if len(mine) != len(theirs) else ""),
+        "begin anew with process.initialize(), or build the process that made this state; "
+        "weights alone move with set_model_weights",
+    )
+
+
+def step(run: Callable[[State, Cohort], Outcome], state: State, cohort: Cohort) -> tuple[State, Metrics]:
+    """Run one round on a runtime and bring its metrics to plain Python.
+
+    Raises:
+        DataError: when a client's weight was negative or not finite, naming the client. The state passed in is
+            untouched.
+    """
+    outcome = run(state, cohort)
+    invalid = int(outcome.invalid)
+    if invalid < NOBODY:
+        raise DataError(
+            "SF-DATA-050",
+            f"client {cohort.client(invalid)!r} reported a weight that is negative or not finite",
+            "weights that are finite and at least 0",
+            "look at `weighting`; the state passed in is unchanged",
+        )
+    metrics = jax.tree.map(lambda a: np.asarray(a).tolist(), jax.device_get(outcome.metrics))
+    after = state._replace(
+        round=np.int32(state.round + 1),
+        algorithm=outcome.algorithm,
+        stages=outcome.stages,
+        clients=outcome.clients,
+    )
+    return after, metrics
+
+
+def check_groups(round: Round, runtime: Runtime) -> None:
+    """Refuse a round whose stages need a sum that the runtime does not offer.
+
+    Raises:
+        CompositionError: naming the part, its group and what the runtime offers.
+    """
+    for phase in round.phases:
+        for part, stage in phase.aggregate.items():
+            kind = (stage.group or add).kind
+            if kind not in runtime.groups:
+                raise CompositionError(
+                    "SF-COMP-005",
+                    f"the part {part!r} of {round.name!r} needs the group {kind!r}",
+                    f"one of {sorted(runtime.groups)}, which {type(runtime).__name__} offers",
+                    "choose an aggregator that is such a sum, or another runtime",
+                )

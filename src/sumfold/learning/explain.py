@@ -1,0 +1,140 @@
+"""What a client receives, computes and sends, read off the programs themselves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from sumfold import keys, tree
+from sumfold.core.client import Briefing, Start, client_half
+from sumfold.core.group import add
+from sumfold.core.round import Batch, Phase
+from sumfold.core.stage import Bound, Stage
+from sumfold.models.model import describe
+from sumfold.tree import Spec, Tree
+
+if TYPE_CHECKING:
+    from sumfold.learning.process import Process
+
+__all__ = ["explain"]
+
+_SUMS = {
+    "add": "the sum over clients",
+    "modular": "the sum over clients, modulo an integer",
+    "min": "the smallest over clients",
+    "max": "the largest over clients",
+    "fold": "a fold over clients",
+    "stack": "EVERY CLIENT'S OWN VALUE: this rule needs individuals",
+}
+
+
+def explain(process: Process, batch: Batch | None) -> str:
+    """The text of `Process.explain`, given the shapes of one batch or None."""
+    state = process._template
+    lines = [f"{process!r}: one round, {len(process.round.phases)} exchange(s) with the same clients"]
+    kept: Tree = ()
+    for i, phase in enumerate(process.round.phases):
+        public = {part: stage.share(state.stages[i][part]) for part, stage in phase.aggregate.items()}
+        briefing = Briefing(phase.broadcast(state.algorithm, keys.typed(state.seed)), public)
+        if len(process.round.phases) > 1:
+            lines += ["", f"Exchange {i + 1}"]
+        text, kept = _phase(phase, state.algorithm, tree.shapes(briefing), kept, batch)
+        lines += text
+    return "\n".join(lines)
+
+
+def _phase(
+    phase: Phase, algorithm: Tree, briefing: Briefing, kept: Tree, batch: Batch | None
+) -> tuple[list[str], Tree]:
+    half = client_half(phase)
+    key = jax.eval_shape(lambda: keys.typed(jnp.zeros(2, jnp.uint32)))
+    rows = jax.ShapeDtypeStruct((), jnp.dtype("int32"))
+    start = Start(briefing, jax.eval_shape(half.fresh, briefing, kept), kept, rows)
+    carry = jax.eval_shape(half.init, start, key)
+    upload, keeping = jax.eval_shape(half.finish, start, carry, key)
+
+    lines = ["", _title("Sent to every client, the same bytes", (briefing.message, briefing.public))]
+    lines += _rows(tree.specs(briefing.message)) + _rows(tree.specs(briefing.public), prefix="public ")
+    lines += ["", "Each client computes, on its own rows and without I/O"]
+    lines += [f"  init     {_operations(half.init, start, key)} operations, once"]
+    if batch is None:
+        lines += ["  step     once for each batch; explain(client_data) shows its types before the first round"]
+    else:
+        count = _operations(half.step, start, carry, batch, key)
+        lines += [f"  step     {count} operations for each batch of {describe(batch.examples)}"]
+    lines += [f"  finish   {_operations(half.finish, start, carry, key)} operations, once"]
+    lines += [f"  batches  {_batches(phase)}"]
+
+    lines += ["", _title("Leaves each client", (upload.parts, upload.metrics))]
+    for part, stage in phase.aggregate.items():
+        group = (stage.group or add).kind
+        lines += [f"  part {part!r}: the server learns {_SUMS[group]} ({group}); {_bounds(stage)}"]
+        lines += _rows(tree.specs(upload.parts[part]), indent=4)
+    lines += ["  metrics: the server learns the sum over clients; no bound"]
+    lines += _rows(tree.specs(upload.metrics), indent=4)
+    lines += ["  and two flags: whether every number is finite, and every weight valid"]
+    lines += ["  no row, and nothing else: a client that is not finite sends only the flags"]
+
+    held = [*_rows(tree.specs(keeping.memory)), *_rows(tree.specs(keeping.kept))]
+    lines += ["", "Stays with the client, never sent" if held else "Stays with the client: nothing", *held]
+    lines += ["", "The server"]
+    lines += [f"  decode   {part!r} by its stage" for part in phase.aggregate]
+    specs = tree.specs(algorithm)
+    lines += [f"  finalize applies the results to its state: {len(specs)} arrays, {_size(tree.nbytes(algorithm))}"]
+    return lines, tree.zeros_like(keeping.kept)
+
+
+def _title(text: str, arrays: Tree) -> str:
+    return f"{text}: {_size(tree.nbytes(arrays))}"
+
+
+def _rows(specs: Iterable[Spec], indent: int = 2, prefix: str = "") -> list[str]:
+    return [
+        f"{' ' * indent}{prefix + (s.path or 'value'):<44} {s.dtype + str(list(s.shape)):<20} {_size(s.nbytes):>10}"
+        for s in specs
+    ]
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes:,} B" if nbytes < 10_000 else f"{nbytes / 1e6:,.2f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:,.1f} kB"
+
+
+def _batches(phase: Phase) -> str:
+    size, epochs, shuffle, max_steps, drop = phase.work.batching
+    text = "one full batch" if size is None else f"of {size} rows"
+    text += f", {epochs} epoch{'s' * (epochs > 1)}, {'shuffled' if shuffle else 'in order'}"
+    text += f", at most {max_steps} steps" if max_steps else ""
+    return text + (", a short last batch is left out" if drop else "") + " (ready-made batches: as they are)"
+
+
+def _bounds(stage: Stage) -> str:
+    bound = stage.bound(Bound())
+    told = [f"{name} ≤ {value:g}" for name, value in bound._asdict().items() if name != "low" and value < math.inf]
+    told += [f"≥ {bound.low:g}"] if bound.low > -math.inf else []
+    return "bounds: " + ", ".join(told) if told else "no bound on the values"
+
+
+def _operations(function: Any, *shapes: Any) -> int:
+    return _count(jax.make_jaxpr(function)(*shapes).jaxpr)
+
+
+def _count(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        inner = [sub for value in equation.params.values() for sub in _jaxprs(value)]
+        total += sum(map(_count, inner)) if inner else 1
+    return total
+
+
+def _jaxprs(value: Any) -> list[Any]:
+    if hasattr(value, "eqns"):
+        return [value]
+    if hasattr(value, "jaxpr"):
+        return _jaxprs(value.jaxpr)
+    if isinstance(value, (tuple, list)):
+        return [sub for item in value for sub in _jaxprs(item)]
+    return []

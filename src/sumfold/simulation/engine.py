@@ -1,0 +1,161 @@
+"""The Simulation runtime: Σ as a compiled stream of clients on the local device, a whole round in one program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sumfold import keys, tree
+from sumfold.core.client import Briefing, ClientHalf, Keeping, Memory, Start, client_half
+from sumfold.core.driver import Cohort, Outcome, State, Totals, check_groups, nothing, play
+from sumfold.core.round import Round
+from sumfold.core.store import ClientStore
+from sumfold.simulation.placement import Placement, room
+from sumfold.simulation.stream import Clients, Table, stream
+from sumfold.tree import Tree
+
+__all__ = ["Simulation"]
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """All clients on this machine, as fast as it can: the default runtime.
+
+    Clients run one after the other in one compiled program; data is placed on the device once and each round sends
+    row numbers only. Offers every kind of sum.
+
+    Example:
+        >>> sorted(Simulation().groups)
+        ['add', 'fold', 'max', 'min', 'modular', 'stack']
+    """
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """Every kind of sum."""
+        return frozenset({"add", "modular", "min", "max", "fold", "stack"})
+
+    def bind(self, round: Round) -> Callable[[State, Cohort], Outcome]:
+        """Prepare an algorithm; see `sumfold.core.driver.Runtime`."""
+        check_groups(round, self)
+        return _Bound(round)
+
+
+class _Bound:
+    """One algorithm's compiled rounds."""
+
+    def __init__(self, round: Round) -> None:
+        self.round = round
+        self.halves = [client_half(phase) for phase in round.phases]
+        self.placement = Placement()
+        self.compiled = jax.jit(self._play)
+
+    def __call__(self, state: State, cohort: Cohort) -> Outcome:
+        number = int(state.round)
+        plans = tuple(
+            self.placement.clients(cohort, phase.work.batching, state.seed, number) for phase in self.round.phases
+        )
+        examples = self.placement.examples(cohort.data)
+        ids = [cohort.client(p) for p in range(len(cohort.positions))] if self._remembers(state) else []
+        memory, seen = self._recall(state, ids, room(len(cohort.positions)))
+        algorithm, stages, metrics, invalid, remembered = self.compiled(
+            state.algorithm, state.stages, state.seed, np.int32(number), plans, examples, memory, seen
+        )
+        clients = _commit(state.clients, ids, remembered)
+        return Outcome(algorithm, stages, clients, metrics, invalid)
+
+    def _play(
+        self,
+        algorithm: Tree,
+        stages: Tree,
+        seed: Any,
+        number: Any,
+        plans: tuple[tuple[Clients, ...], ...],
+        examples: Tree,
+        memories: tuple[Memory, ...],
+        seen: Any,
+    ) -> Any:
+        """One round as one program: `core.driver.play` with a Σ that is a stream."""
+        run = keys.typed(seed)
+        after: list[Memory] = []
+        places = len(seen)
+
+        def sigma(i: int, briefing: Briefing, carried: Tree) -> tuple[Totals, Tree]:
+            kept_before, present = carried
+            phase, half = self.round.phases[i], self.halves[i]
+            kept_one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), kept_before)
+            kept_after = jax.eval_shape(
+                lambda b, k: _keeping(half, b, k).kept, briefing, kept_one
+            )
+            table = Table(
+                memories[i], seen, jax.tree.map(lambda a: jnp.zeros((places, *a.shape), a.dtype), kept_after), present
+            )
+            totals = nothing(self.round, i, briefing, kept_one, places)
+            for clients in plans[i]:
+                totals, table = stream(
+                    i, phase, half, briefing, clients, examples, table, kept_before, totals, run, number
+                )
+            after.append(table.memory)
+            return totals, (table.kept, table.present)
+
+        carried = ((), jnp.ones(places, bool))
+        algorithm, stages, metrics, invalid, (_, counted) = play(
+            self.round, algorithm, stages, run, number, sigma, carried
+        )
+        return algorithm, stages, metrics, invalid, (tuple(after), counted)
+
+    def _remembers(self, state: State) -> bool:
+        return bool(jax.tree.leaves(self._templates(state)))
+
+    def _templates(self, state: State) -> tuple[Memory, ...]:
+        """The shapes of one client's memory, by phase."""
+        if not hasattr(self, "_memory"):
+            self._memory = jax.eval_shape(self._fresh, state.algorithm, state.stages)
+        return self._memory
+
+    def _fresh(self, algorithm: Tree, stages: Tree) -> tuple[Memory, ...]:
+        memories, kept = [], ()
+        for phase, half, held in zip(self.round.phases, self.halves, stages, strict=True):
+            public = {part: stage.share(held[part]) for part, stage in phase.aggregate.items()}
+            briefing = Briefing(phase.broadcast(algorithm, keys.typed(np.zeros(2, np.uint32))), public)
+            memories.append(half.fresh(briefing, kept))
+            kept = tree.zeros_like(_keeping(half, briefing, kept).kept)
+        return tuple(memories)
+
+    def _recall(self, state: State, ids: list[Any], places: int) -> tuple[tuple[Memory, ...], Any]:
+        """The cohort's memories, stacked by place; clients never seen are told apart by `seen`."""
+        templates = self._templates(state)
+        seen = np.zeros(places, bool)
+        stacked = jax.tree.map(lambda a: np.zeros((places, *a.shape), a.dtype), templates)
+        for place, client in enumerate(ids):
+            if client in state.clients:
+                seen[place] = True
+                held = jax.tree.leaves(state.clients[client])
+                for row, value in zip(jax.tree.leaves(stacked), held, strict=True):
+                    row[place] = value
+        return stacked, seen
+
+
+def _keeping(half: ClientHalf, briefing: Briefing, kept: Tree) -> Keeping:
+    """What a client without data keeps; only its shapes are used."""
+    start = Start(briefing, half.fresh(briefing, kept), kept, jnp.int32(0))
+    key = keys.typed(jnp.zeros(2, jnp.uint32))
+    return half.finish(start, half.init(start, key), key)[1]
+
+
+def _commit(store: ClientStore, ids: list[Any], remembered: Any) -> ClientStore:
+    """A new version of the store with the memories of the clients that were counted in every phase."""
+    if not ids:
+        return store
+    memories, counted = jax.device_get(remembered)
+    return store.commit(
+        {
+            client: jax.tree.map(lambda a, place=place: a[place].copy(), memories)
+            for place, client in enumerate(ids)
+            if counted[place]
+        }
+    )

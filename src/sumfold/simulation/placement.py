@@ -1,0 +1,155 @@
+"""From a federation and a cohort to the arrays that a compiled round takes.
+
+Data is placed on the device once and found again by identity; each round sends row numbers only. Every shape is
+rounded up so that a cohort of another raggedness meets the same executable.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from sumfold import keys, tree
+from sumfold.core.batching import Batching, plan, plan_ready
+from sumfold.core.driver import ClientData, Cohort
+from sumfold.simulation.stream import Clients
+from sumfold.tree import Tree
+
+__all__ = ["Placement", "room"]
+
+_SMALL = 64 << 20
+
+
+def room(needed: int) -> int:
+    """`needed` rounded up to one of four sizes an octave (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, …).
+
+    Example:
+        >>> [room(n) for n in (0, 1, 9, 100)]
+        [1, 1, 10, 112]
+    """
+    needed = max(needed, 1)
+    unit = 1 << max(needed.bit_length() - 3, 0)
+    return -(-needed // unit) * unit
+
+
+class _Placed(NamedTuple):
+    owners: tuple[weakref.ref[Any], ...]
+    arrays: Tree
+
+
+class _Layout(NamedTuple):
+    owner: weakref.ref[Any]
+    codes: NDArray[np.uint32]
+    widths: tuple[int, ...]
+
+
+class Placement:
+    """Remembers what is on the device, and which shapes were used. A cache: it holds nothing that results depend on."""
+
+    def __init__(self) -> None:
+        self._placed: dict[tuple[int, ...], _Placed] = {}
+        self._layouts: dict[int, _Layout] = {}
+        self._room: dict[tuple[int, int], int] = {}
+
+    def examples(self, data: ClientData) -> Tree:
+        """The flat examples on the device, in JAX's dtypes; small ones with spare rows, so that shapes repeat."""
+        leaves = jax.tree.leaves(data.examples)
+        if not leaves or not len(leaves[0]):
+            return None
+        at = tuple(id(leaf) for leaf in leaves)
+        known = self._placed.get(at)
+        if known and all(owner() is leaf for owner, leaf in zip(known.owners, leaves, strict=True)):
+            return known.arrays
+        small = sum(leaf.nbytes for leaf in leaves) < _SMALL
+
+        def place(leaf: Any) -> jax.Array:
+            array = tree.canonical(leaf)
+            spare = room(len(array)) - len(array) if small else 0
+            return jax.device_put(np.concatenate([array, np.repeat(array[:1], spare, axis=0)]) if spare else array)
+
+        arrays = jax.tree.map(place, data.examples)
+        self._placed = {k: v for k, v in self._placed.items() if all(owner() is not None for owner in v.owners)}
+        self._placed[at] = _Placed(tuple(weakref.ref(leaf) for leaf in leaves), arrays)
+        return arrays
+
+    def clients(
+        self, cohort: Cohort, batching: Batching, seed: NDArray[np.uint32], round: int
+    ) -> tuple[Clients, ...]:
+        """The cohort's plan, one entry for each batch width that the federation has."""
+        data, positions = cohort
+        layout = self._layout(data, batching)
+        counts = np.asarray(data.counts)[positions]
+        ready = data.batch_sizes
+        widths = np.array([batching.width(int(n)) for n in counts]) if self._many(data, batching) else None
+        plans = []
+        for width in layout.widths:
+            chosen = np.arange(len(positions)) if widths is None else np.flatnonzero(widths == width)
+            at = positions[chosen]
+            if ready is None:
+                made = plan(counts[chosen], layout.codes[at], batching, seed, round)
+            else:
+                made = plan_ready([ready[p] for p in at], width)
+            plans.append(self._pack(data, at, chosen, made, width, layout, len(positions)))
+        return tuple(plans)
+
+    def _many(self, data: ClientData, batching: Batching) -> bool:
+        return data.batch_sizes is None and batching.size is None
+
+    def _layout(self, data: ClientData, batching: Batching) -> _Layout:
+        known = self._layouts.get(id(data))
+        if known and known.owner() is data:
+            return known
+        if data.batch_sizes is not None:
+            widths = {max((int(sizes.max(initial=1)) for sizes in data.batch_sizes), default=1)}
+        elif batching.size is None:
+            bits = {max(int(n) - 1, 0).bit_length() for n in np.unique(data.counts)}
+            widths = {1 << b for b in bits} or {1}
+        else:
+            widths = {batching.size}
+        layout = _Layout(weakref.ref(data), keys.codes(data.ids), tuple(sorted(widths)))
+        self._layouts = {k: v for k, v in self._layouts.items() if v.owner() is not None}
+        self._layouts[id(data)] = layout
+        return layout
+
+    def _pack(
+        self,
+        data: ClientData,
+        at: NDArray[np.int64],
+        places: NDArray[np.int64],
+        made: Any,
+        width: int,
+        layout: _Layout,
+        cohort: int,
+    ) -> Clients:
+        steps_room = self._reserve(width, cohort, len(made.index))
+        index = np.full((steps_room, made.index.shape[1]), -1, np.int32)
+        first = np.repeat(np.asarray(data.starts)[at], made.steps)[:, None]
+        rows = np.where(made.index >= 0, made.index + first, 0)
+        if data.order is not None:
+            rows = np.asarray(data.order)[rows] if len(data.order) else rows
+        index[: len(rows)] = np.where(made.index >= 0, rows, -1)
+        spare = room(cohort) - len(at)
+
+        def padded(values: NDArray[Any], dtype: Any) -> NDArray[Any]:
+            return np.pad(values.astype(dtype), (0, spare))
+
+        return Clients(
+            index,
+            padded(made.start, np.int32),
+            padded(made.steps, np.int32),
+            padded(np.asarray(data.counts)[at], np.int32),
+            padded(places, np.int32),
+            padded(layout.codes[at], np.uint32),
+            np.int32(len(at)),
+        )
+
+    def _reserve(self, width: int, cohort: int, needed: int) -> int:
+        """Room for the steps of this and of earlier cohorts, doubled when it is outgrown: shapes settle quickly."""
+        known = self._room.get((width, cohort), 0)
+        if needed > known:
+            self._room[width, cohort] = room(needed if not known else max(needed, 2 * known))
+        return self._room.setdefault((width, cohort), 1)

@@ -1,0 +1,148 @@
+"""The sequential stream: clients one after the other, each a loop over its own batches, inside one program.
+
+The trip counts are data, so ragged clients need no padding steps and one executable serves every cohort. A client's
+result is folded into the running totals as soon as it ends: memory is a constant number of copies of the model,
+whatever the number of clients. A batch is gathered in the step from the flat rows of all clients, by row numbers
+that the host planned; a short batch repeats its first row and masks it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Int32, UInt32
+
+from sumfold import keys, tree
+from sumfold.core.client import Briefing, ClientHalf, Keeping, Memory, Start, client_key
+from sumfold.core.driver import Totals
+from sumfold.core.group import add
+from sumfold.core.round import Batch, Phase
+from sumfold.keys import Key
+from sumfold.tree import Tree
+
+__all__ = ["Clients", "Table", "gather", "stream"]
+
+
+class Clients(NamedTuple):
+    """The plan of the clients whose batches have one width, as the host sends it.
+
+    Attributes:
+        index: int32[T, B], rows of the flat examples, -1 for padding; T is at least the steps of all clients.
+        start, steps, rows, place: int32[K], first batch, number of batches, examples held, place in the cohort.
+        code: uint32[K], see `sumfold.keys.code`.
+        count: int32[], how many of the K are clients; the rest is spare room, so that shapes stay.
+    """
+
+    index: Int32[Array, "t b"]
+    start: Int32[Array, " k"]
+    steps: Int32[Array, " k"]
+    rows: Int32[Array, " k"]
+    place: Int32[Array, " k"]
+    code: UInt32[Array, " k"]
+    count: Int32[Array, ""]
+
+
+class Table(NamedTuple):
+    """What stays with the clients of a cohort while a round runs, one row a place; empty for most algorithms.
+
+    Attributes:
+        memory: `Memory` with a leading axis of places.
+        seen: bool[P], whether the client has a memory from an earlier round.
+        kept: the work's `kept` with a leading axis of places.
+        present: bool[P], False once the client was left out of a phase.
+    """
+
+    memory: Memory
+    seen: Array
+    kept: Tree
+    present: Array
+
+
+def gather(examples: Tree, rows: Int32[Array, " b"]) -> Batch:
+    """One batch out of the flat examples; padded places repeat the first row."""
+    mask = rows >= 0
+    filled = jnp.where(mask, rows, rows[0])
+    return Batch(jax.tree.map(lambda a: a.at[filled].get(mode="promise_in_bounds"), examples), mask)
+
+
+def _row(table: Tree, place: Int32[Array, ""]) -> Tree:
+    return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, place, keepdims=False), table)
+
+
+def _set_row(table: Tree, place: Int32[Array, ""], row: Tree) -> Tree:
+    return jax.tree.map(lambda a, r: lax.dynamic_update_index_in_dim(a, r, place, 0), table, row)
+
+
+def stream(
+    i: int,
+    phase: Phase,
+    half: ClientHalf,
+    briefing: Briefing,
+    clients: Clients,
+    examples: Tree,
+    table: Table,
+    kept_before: Tree,
+    totals: Totals,
+    run: Key,
+    number: Int32[Array, ""],
+) -> tuple[Totals, Table]:
+    """Run these clients' half of phase number `i` and fold what they upload into `totals`.
+
+    Args:
+        kept_before: the previous phase's `kept`, one row a place.
+    """
+
+    def client(k: Int32[Array, ""], carry: tuple[Totals, Table]) -> tuple[Totals, Table]:
+        totals, table = carry
+        place = clients.place[k]
+        fresh = half.fresh(briefing, _row(kept_before, place))
+        memory = tree.where(table.seen[place], _row(table.memory, place), fresh)
+        start = Start(briefing, memory, _row(kept_before, place), clients.rows[k])
+        key = client_key(run, i, number, clients.code[k])
+
+        def step(t: Int32[Array, ""], state: Tree) -> Tree:
+            batch = gather(examples, clients.index[clients.start[k] + t])
+            return half.step(start, state, batch, keys.at_step(key, t))
+
+        state = half.init(start, key)
+        if examples is not None:
+            state = lax.fori_loop(jnp.int32(0), clients.steps[k], step, state)
+        upload, keeping = half.finish(start, state, key)
+
+        present = table.present[place]
+        counted = present & upload.finite & upload.weights_valid
+        parts = {
+            part: lax.cond(
+                counted,
+                lambda total, value, group=stage.group or add: group.accumulate(total, value, place),
+                lambda total, value: total,
+                totals.parts[part],
+                upload.parts[part],
+            )
+            for part, stage in phase.aggregate.items()
+        }
+        invalid = present & upload.finite & ~upload.weights_valid
+        totals = Totals(
+            parts,
+            tree.add(totals.metrics, upload.metrics),
+            totals.num_clients + counted,
+            totals.num_non_finite_clients + (present & ~upload.finite),
+            jnp.minimum(totals.invalid, jnp.where(invalid, place, totals.invalid)),
+        )
+        return totals, _keep(table, place, keeping, counted)
+
+    return lax.fori_loop(jnp.int32(0), clients.count, client, (totals, table))
+
+
+def _keep(table: Table, place: Int32[Array, ""], keeping: Keeping, counted: Array) -> Table:
+    """Commit what the client keeps; a client that was not counted keeps what it had."""
+    memory = tree.where(counted, keeping.memory, _row(table.memory, place))
+    return Table(
+        _set_row(table.memory, place, memory),
+        table.seen,
+        _set_row(table.kept, place, keeping.kept),
+        table.present.at[place].set(counted),
+    )

@@ -1,0 +1,1 @@
+"""Messages and plans as bytes. No I/O."""
