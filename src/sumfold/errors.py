@@ -175,9 +175,7 @@ def missing_extra(package: str, extra: str) -> MissingExtraError:
     )
 
 
-CATALOG["SF-EXTRA-001"] = Entry(
-    "An optional dependency is not installed.", "Install the extra that the message names."
-)
+CATALOG["SF-EXTRA-001"] = Entry("An optional dependency is not installed.", "Install the extra that the message names.")
 
 CATALOG["SF-DATA-001"] = Entry(
     "The client data is neither a sequence of clients, a mapping nor a federation.",
@@ -227,9 +225,7 @@ CATALOG["SF-DATA-015"] = Entry(
 CATALOG["SF-DATA-016"] = Entry(
     "Ready-made batches cannot be split.", "Split the arrays before batching, or let Sumfold batch."
 )
-CATALOG["SF-DATA-017"] = Entry(
-    "The fraction of a split is not between 0 and 1.", "Pass a fraction such as 0.8."
-)
+CATALOG["SF-DATA-017"] = Entry("The fraction of a split is not between 0 and 1.", "Pass a fraction such as 0.8.")
 CATALOG["SF-DATA-018"] = Entry(
     "The examples have no label per row to stratify by.", "Pass labels as class numbers, or do not stratify."
 )
@@ -257,7 +253,51 @@ CATALOG["SF-DATA-024"] = Entry(
 CATALOG["SF-DATA-025"] = Entry(
     "A parameter of a partition is out of range.", "Choose a value in the range that the message names."
 )
-CATALOG["SF-DATA-026"] = Entry(
-    "Labels of a partition are not one per row.", "Turn one-hot labels into class numbers."
-)
+CATALOG["SF-DATA-026"] = Entry("Labels of a partition are not one per row.", "Turn one-hot labels into class numbers.")
 CATALOG["SF-DATA-027"] = Entry("A masked array hides values.", "Fill the hidden values first.")
+
+CATALOG["SF-CKPT-010"] = Entry(
+    "The checkpoint folder cannot be made, or is no folder.", "Choose a folder that can be written to."
+)
+CATALOG["SF-CKPT-011"] = Entry(
+    "Another process trains in the checkpoint folder.", "Wait until it is done, or choose another folder."
+)
+CATALOG["SF-CKPT-012"] = Entry(
+    "The history of a run could not be written, for example because the disk is full.",
+    "Make room and run the same call again: it goes on after the last saved round.",
+)
+CATALOG["SF-CKPT-013"] = Entry(
+    "The history file became shorter while the run trained.", "Leave the folder alone while a run trains."
+)
+CATALOG["SF-CKPT-014"] = Entry(
+    "No checkpoint in the folder is whole.", "Restore a copy of the folder, or begin anew in another one."
+)
+CATALOG["SF-CKPT-015"] = Entry(
+    "The checkpoint belongs to another run: another algorithm, model, program, seed or federation.",
+    "Call train as before to go on with it, or choose another folder.",
+)
+CATALOG["SF-CKPT-016"] = Entry(
+    "A checkpoint or its history is damaged.", "Nothing: an older one is used if there is one."
+)
+CATALOG["SF-TRAIN-001"] = Entry(
+    "EarlyStopping with a patience, mode or min_delta that cannot be used.", "Use patience ≥ 1 and 'min' or 'max'."
+)
+CATALOG["SF-TRAIN-002"] = Entry(
+    "EarlyStopping monitors a number that evaluations do not have.", "Monitor one of those that the message lists."
+)
+CATALOG["SF-TRAIN-003"] = Entry("Both clients_per_round and cohorts were given.", "Give one of them.")
+CATALOG["SF-TRAIN-004"] = Entry(
+    "clients_per_round is below 1 or larger than the federation.", "Ask for fewer clients, or leave it out."
+)
+CATALOG["SF-TRAIN-005"] = Entry("cohorts is no iterable of id lists.", "Pass one list of ids a round.")
+CATALOG["SF-TRAIN-006"] = Entry("There are fewer cohorts than rounds.", "Pass more cohorts or ask for fewer rounds.")
+CATALOG["SF-TRAIN-007"] = Entry(
+    "Data to evaluate was given for an algorithm without a model.", "Leave evaluate out, or use a callback."
+)
+CATALOG["SF-TRAIN-008"] = Entry("An evaluation function returned no dict of numbers.", "Return {name: number}.")
+CATALOG["SF-TRAIN-009"] = Entry("A callback cannot be called.", "Pass functions of one event.")
+CATALOG["SF-TRAIN-010"] = Entry("EarlyStopping without evaluations to watch.", "Pass evaluate=.")
+CATALOG["SF-TRAIN-011"] = Entry("A callback returned something else than None or 'stop'.", "Return one of these.")
+CATALOG["SF-TRAIN-012"] = Entry(
+    "rounds, evaluate_every or checkpoint_every is no whole number in its range.", "Pass a whole number."
+)

@@ -42,12 +42,11 @@ def root(seed: int) -> NDArray[np.uint32]:
 
 def typed(words: ArrayLike) -> Key:
     """The typed key of a seed's two words, uint32[2]."""
-    return jax.random.wrap_key_data(jax.numpy.asarray(words, jax.numpy.uint32), impl=IMPLEMENTATION)
+    key: Key = jax.random.wrap_key_data(jax.numpy.asarray(words, jax.numpy.uint32), impl=IMPLEMENTATION)
+    return key
 
 
-def derive(
-    run: Key, *, purpose: str, round: ArrayLike | None = None, client: ArrayLike | None = None
-) -> Key:
+def derive(run: Key, *, purpose: str, round: ArrayLike | None = None, client: ArrayLike | None = None) -> Key:
     """The key for one purpose, of one round and one client where given.
 
     Args:
@@ -99,7 +98,7 @@ def code(client: Any) -> int:
 
 
 def codes(clients: Sequence[Any]) -> NDArray[np.uint32]:
-    """The codes of many ids, uint32[K]; ranges and integer arrays without a loop.
+    """The codes of many ids, uint32[K]; ranges without a loop.
 
     Example:
         >>> codes(range(3))
@@ -107,8 +106,6 @@ def codes(clients: Sequence[Any]) -> NDArray[np.uint32]:
     """
     if isinstance(clients, range):
         return (np.arange(clients.start, clients.stop, clients.step, dtype=np.int64) % 2**32).astype(np.uint32)
-    if isinstance(clients, np.ndarray) and clients.dtype.kind in "iu":
-        return (clients.astype(np.int64) % 2**32).astype(np.uint32)
     return np.fromiter((code(client) for client in clients), np.uint32, len(clients))
 
 

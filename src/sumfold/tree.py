@@ -6,6 +6,7 @@ classes with arrays as leaves. Nothing here knows what a tree is for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -13,11 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool
+from numpy.typing import NDArray
 
-__all__ = ["Spec", "Tree"]
+__all__ = ["Leaf", "Spec", "Tree"]
 
 Tree: TypeAlias = Any
-"""A pytree of arrays. The only place where `Any` stands for data."""
+"""A pytree of arrays. `Any` stands for data here and in `Leaf` only."""
+
+Leaf: TypeAlias = Any
+"""An array on the host or a device, or only its shape and dtype while something is traced or checked."""
 
 
 class Spec(NamedTuple):
@@ -36,6 +41,22 @@ class Spec(NamedTuple):
     def nbytes(self) -> int:
         """Size in bytes."""
         return int(np.prod(self.shape, dtype=np.int64)) * jnp.dtype(self.dtype).itemsize
+
+
+def structure(tree: Tree) -> Any:
+    """The tree without its leaves; comparable."""
+    return jax.tree.structure(tree)
+
+
+def unflatten(structure: Any, leaves: Sequence[Leaf]) -> Tree:
+    """The reverse of `jax.tree.leaves`."""
+    return jax.tree.unflatten(structure, leaves)
+
+
+def shape(shape: tuple[int, ...], dtype: Any) -> Leaf:
+    """A leaf that is only its shape and dtype."""
+    make: Any = jax.ShapeDtypeStruct
+    return make(shape, jnp.dtype(dtype))
 
 
 def zeros_like(tree: Tree) -> Tree:
@@ -79,15 +100,16 @@ def strong(tree: Tree) -> Tree:
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), tree)
 
 
-def canonical(array: Any) -> np.ndarray[Any, Any]:
+def canonical(array: Any) -> NDArray[Any]:
     """A NumPy array in the dtype that JAX will use: float64 becomes float32 unless x64 is on."""
-    array = np.asarray(array)
-    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+    given: NDArray[Any] = np.asarray(array)
+    dtype: Any = jax.dtypes.canonicalize_dtype(given.dtype)
+    return given.astype(dtype, copy=False)
 
 
 def shapes(tree: Tree) -> Tree:
     """The same tree with `jax.ShapeDtypeStruct` leaves."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)
+    return jax.tree.map(lambda x: shape(jnp.shape(x), jnp.result_type(x)), tree)
 
 
 def name(path: tuple[Any, ...]) -> str:
@@ -115,4 +137,4 @@ def like(template: Tree, tree: Tree) -> Tree | None:
     """`tree`'s leaves in the structure of `template`, or None where path, shape or dtype differ."""
     if specs(template) != specs(tree):
         return None
-    return jax.tree.unflatten(jax.tree.structure(template), jax.tree.leaves(tree))
+    return unflatten(structure(template), jax.tree.leaves(tree))

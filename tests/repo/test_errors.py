@@ -35,9 +35,7 @@ def catalog() -> dict[str, errors.Entry]:
     return errors.CATALOG
 
 
-def test_every_code_is_catalogued_and_raised(
-    sources: dict[str, str], catalog: dict[str, errors.Entry]
-) -> None:
+def test_every_code_is_catalogued_and_raised(sources: dict[str, str], catalog: dict[str, errors.Entry]) -> None:
     used = {code: path for path, text in sources.items() for code in raised(text)}
     unknown = {code: path for code, path in used.items() if code not in catalog}
     assert not unknown, f"not in CATALOG: {unknown}"
@@ -47,9 +45,7 @@ def test_every_code_is_catalogued_and_raised(
 
 def test_every_entry_says_cause_and_remedy(catalog: dict[str, errors.Entry]) -> None:
     assert [code for code in catalog if not CODE.fullmatch(code)] == []
-    assert [
-        code for code, entry in catalog.items() if not (entry.cause.strip() and entry.remedy.strip())
-    ] == []
+    assert [code for code, entry in catalog.items() if not (entry.cause.strip() and entry.remedy.strip())] == []
 
 
 def test_every_class_is_exported_drawn_and_documented() -> None:

@@ -61,9 +61,7 @@ def test_every_public_name_shows_an_example(name: str) -> None:
     module = importlib.import_module(name)
     documented = {export: own_documentation(value) for export, value in exports(module).items()}
     bare = [export for export, text in documented.items() if text is not None and ">>>" not in text]
-    assert not bare, (
-        f"no example (>>>) in the docstring of: {', '.join(f'{name}.{export}' for export in bare)}"
-    )
+    assert not bare, f"no example (>>>) in the docstring of: {', '.join(f'{name}.{export}' for export in bare)}"
 
 
 def test_modules_offered_at_the_top_are_tested_here() -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Num
-
 from sumfold import tree
 from sumfold.core.stage import Bound, Contribution, Stage
 from sumfold.keys import Key
-from sumfold.tree import Tree
+from sumfold.tree import Leaf, Tree
 
 __all__ = ["Weighted", "mean"]
 
@@ -18,7 +16,7 @@ class Weighted(NamedTuple):
     """A value times its weight, and the weight: both add up over clients."""
 
     value: Tree
-    weight: Num[Array, ""]
+    weight: Leaf
 
 
 def mean() -> Stage:
@@ -40,11 +38,9 @@ def mean() -> Stage:
     """
 
     def encode(public: Tree, memory: Tree, given: Contribution, key: Key) -> tuple[Weighted, Tree]:
-        del public, key
         return Weighted(tree.scale(given.weight, given.value), given.weight), memory
 
     def decode(state: Tree, total: Weighted, key: Key) -> tuple[Tree, Tree, dict[str, Any]]:
-        del key
         return tree.divide(total.value, total.weight), state, {}
 
     def bound(given: Bound) -> Bound:

@@ -12,7 +12,7 @@ from sumfold.tree import Tree
 __all__ = ["sum"]
 
 
-def sum() -> Stage:  # noqa: A001 - the field's word; used as aggregators.sum()
+def sum() -> Stage:
     """The sum Σ value over the clients whose weight is not 0.
 
     Example:
@@ -23,11 +23,9 @@ def sum() -> Stage:  # noqa: A001 - the field's word; used as aggregators.sum()
     """
 
     def encode(public: Tree, memory: Tree, given: Contribution, key: Key) -> tuple[Tree, Tree]:
-        del public, key
         return tree.where(given.weight > 0, given.value, tree.zeros_like(given.value)), memory
 
     def decode(state: Tree, total: Tree, key: Key) -> tuple[Tree, Tree, dict[str, Any]]:
-        del key
         return total, state, {}
 
     return Stage(encode, decode)

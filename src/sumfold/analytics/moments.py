@@ -21,22 +21,22 @@ from sumfold.core.stage import Contribution
 from sumfold.errors import CompositionError, user_facing
 from sumfold.keys import Key
 from sumfold.learning.process import Process
-from sumfold.tree import Tree
+from sumfold.tree import Leaf, Tree
 
 __all__ = ["Moments", "moments"]
 
 
 class Moments(NamedTuple):
-    """Per column, float32[features]: values present, mean, standard deviation; 0 where nothing was present.
+    """Per column, float32[features]: how many values, mean, standard deviation; 0 where nothing was present.
 
     Example:
-        >>> Moments(count=3, mean=0.5, deviation=0.1).mean
+        >>> Moments(counts=3, mean=0.5, deviation=0.1).mean
         0.5
     """
 
-    count: Float[Array, " f"]
-    mean: Float[Array, " f"]
-    deviation: Float[Array, " f"]
+    counts: Leaf
+    mean: Leaf
+    deviation: Leaf
 
 
 @user_facing
@@ -59,7 +59,7 @@ def moments(features: int, *, batching: Batching | None = None) -> Process:
         >>> hospitals = {"a": np.array([[1.0], [np.nan]]), "b": np.array([[3.0]])}
         >>> state, metrics = process.next(process.initialize(), hospitals)
         >>> metrics["client_work"]["moments"]
-        {'count': [2.0], 'deviation': [1.0], 'mean': [2.0]}
+        {'counts': [2.0], 'deviation': [1.0], 'mean': [2.0]}
     """
     if features < 1:
         raise CompositionError("SF-COMP-030", f"moments(features={features})", "one column or more", "pass x.shape[1]")
@@ -80,9 +80,7 @@ def moments(features: int, *, batching: Batching | None = None) -> Process:
     def report(task: Task, sums: Float[Array, "3 f"], key: Key) -> Report:
         return Report({"sums": Contribution(sums, jnp.float32(1))})
 
-    def finalize(
-        state: Moments, results: Mapping[str, Any], measured: Measured, key: Key
-    ) -> tuple[Moments, Metrics]:
+    def finalize(state: Moments, results: Mapping[str, Any], measured: Measured, key: Key) -> tuple[Moments, Metrics]:
         count, first, second = results["sums"]
         present = jnp.where(count > 0, count, 1.0)
         mean = first / present
@@ -92,5 +90,6 @@ def moments(features: int, *, batching: Batching | None = None) -> Process:
     chosen = Batching(size=256, shuffle=False) if batching is None else batching
     work = Work(begin, gather, report, chosen)
     return Process(
-        Round("moments", init, (Phase(lambda state, key: (), work, {"sums": total()}, finalize),)), batching=batching
+        Round("moments", init, (Phase(lambda state, key: (), work, {"sums": total()}, finalize),)),
+        batching=batching,
     )

@@ -80,8 +80,10 @@ class Runner:
         head, briefing = codec.decode(assignment, Assignment, lambda _: self.manifest.briefing)
         if head.plan != self.id or head.phase != self.manifest.phase:
             raise WireError(
-                "SF-WIRE-010", f"an assignment for the plan {head.plan}, phase {head.phase}",
-                f"the plan {self.id}, phase {self.manifest.phase}", "fetch the plan that the assignment names",
+                "SF-WIRE-010",
+                f"an assignment for the plan {head.plan}, phase {head.phase}",
+                f"the plan {self.id}, phase {self.manifest.phase}",
+                "fetch the plan that the assignment names",
             )
         leaves = [tree.canonical(leaf) for leaf in jax.tree.leaves(examples)]
         rows = len(leaves[0]) if leaves else 0
@@ -96,7 +98,7 @@ class Runner:
         ]
         carry = self.call["init"](start, key)
         if rows:
-            for t, index in enumerate(self._batches(head, rows, batch_sizes).index):
+            for t, index in enumerate(self._batches(head, rows, batch_sizes).rows):
                 mask = index >= 0
                 filled = np.where(mask, index, index[0])
                 batch = [*(leaf[filled] for leaf in leaves), mask]
@@ -106,7 +108,9 @@ class Runner:
         report = Report(head.round, head.phase, head.client, bool(finite), bool(valid))
         split = len(self.manifest.memory)
         return Answer(
-            codec.encode(report, [np.asarray(a) for a in upload] if counted else []), keeping[:split], keeping[split:]
+            codec.encode(report, [np.asarray(a) for a in upload] if counted else []),
+            keeping[:split],
+            keeping[split:],
         )
 
     def _batches(self, head: Assignment, rows: int, batch_sizes: NDArray[np.int64] | None) -> Plan:
@@ -137,6 +141,8 @@ def _check_types(manifest: PlanManifest, programs: dict[str, export.Exported]) -
         inputs, outputs = expected.get(name, ([], []))
         if not (leaves_match(inputs, program.in_avals) and leaves_match(outputs, program.out_avals)):
             raise WireError(
-                "SF-WIRE-011", f"a plan whose program {name!r} has other types than its manifest",
-                "programs of the stated types", "do not run this plan; ask the server for a new one",
+                "SF-WIRE-011",
+                f"a plan whose program {name!r} has other types than its manifest",
+                "programs of the stated types",
+                "do not run this plan; ask the server for a new one",
             )

@@ -26,6 +26,26 @@ from sumfold.core.stage import chain as chain
 from sumfold.core.store import ClientStore as ClientStore
 
 __all__ = [
-    "Batch", "Batching", "Bound", "ClientStore", "Contribution", "Group", "Measured", "Phase", "Report", "Round",
-    "Stacked", "Stage", "State", "Task", "Work", "add", "chain", "fold", "maximum", "minimum", "modular", "stack",
+    "Batch",
+    "Batching",
+    "Bound",
+    "ClientStore",
+    "Contribution",
+    "Group",
+    "Measured",
+    "Phase",
+    "Report",
+    "Round",
+    "Stacked",
+    "Stage",
+    "State",
+    "Task",
+    "Work",
+    "add",
+    "chain",
+    "fold",
+    "maximum",
+    "minimum",
+    "modular",
+    "stack",
 ]

@@ -22,12 +22,12 @@ class Plan(NamedTuple):
     """The batches of some clients, one after the other.
 
     Attributes:
-        index: int64[T, B], the row of every place in every batch, -1 for padding (always at the end).
+        rows: int64[T, B], the row of every place in every batch, -1 for padding (always at the end).
         start: int64[K], the first batch of each client.
         steps: int64[K], how many batches each client takes.
     """
 
-    index: NDArray[np.int64]
+    rows: NDArray[np.int64]
     start: NDArray[np.int64]
     steps: NDArray[np.int64]
 
@@ -94,9 +94,7 @@ class Batching(_Batching):
         total = per_epoch * self.epochs
         return total if self.max_steps is None else np.minimum(total, self.max_steps)
 
-    def batches(
-        self, rows: int, *, seed: int = 0, round: int = 0, client: int | str = 0
-    ) -> NDArray[np.int64]:
+    def batches(self, rows: int, *, seed: int = 0, round: int = 0, client: int | str = 0) -> NDArray[np.int64]:
         """The batches of one client as row numbers, int64[steps, size], -1 for padding.
 
         Args:
@@ -106,7 +104,7 @@ class Batching(_Batching):
             client: the client's id.
         """
         one = np.array([rows], np.int64)
-        return plan(one, keys.codes([client]), self, keys.root(seed), round).index
+        return plan(one, keys.codes([client]), self, keys.root(seed), round).rows
 
 
 def plan(
@@ -126,12 +124,12 @@ def plan(
     start = np.cumsum(steps) - steps
     index = np.full((int(steps.sum()), width), -1, np.int64)
     per_epoch = np.maximum(batching._replace(epochs=1, max_steps=None).steps(counts), 1)
-    epochs = np.minimum(-(-steps // per_epoch), batching.epochs)        # epochs begun before max_steps
+    epochs = np.minimum(-(-steps // per_epoch), batching.epochs)  # epochs begun before max_steps
 
-    client = np.repeat(np.arange(len(counts)), epochs)                   # one entry a segment
+    client = np.repeat(np.arange(len(counts)), epochs)  # one entry a segment
     epoch = np.arange(len(client)) - np.repeat(np.cumsum(epochs) - epochs, epochs)
     lengths = counts[client]
-    segment = np.repeat(np.arange(len(client)), lengths)                 # one entry a row
+    segment = np.repeat(np.arange(len(client)), lengths)  # one entry a row
     place = np.arange(len(segment)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     row = place
     if batching.shuffle:

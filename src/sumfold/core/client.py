@@ -11,12 +11,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, UInt
 
 from sumfold import keys, tree
 from sumfold.core.round import Batch, Phase, Report, Task, Work
 from sumfold.keys import Key
-from sumfold.tree import Tree
+from sumfold.tree import Leaf, Tree
 
 __all__ = ["Briefing", "ClientHalf", "Keeping", "Memory", "Upload", "client_half", "client_key"]
 
@@ -51,7 +50,7 @@ class Start(NamedTuple):
     briefing: Briefing
     memory: Memory
     kept: Tree
-    rows: Int[Array, ""]
+    rows: Leaf
 
 
 class Upload(NamedTuple):
@@ -66,8 +65,8 @@ class Upload(NamedTuple):
 
     parts: dict[str, Tree]
     metrics: Tree
-    finite: Bool[Array, ""]
-    weights_valid: Bool[Array, ""]
+    finite: Leaf
+    weights_valid: Leaf
 
 
 class Keeping(NamedTuple):
@@ -86,7 +85,7 @@ class ClientHalf(NamedTuple):
     finish: Callable[[Start, Tree, Key], tuple[Upload, Keeping]]
 
 
-def client_key(run: Key, phase: int, round: Int[Array, ""], client: UInt[Array, ""]) -> Key:
+def client_key(run: Key, phase: int, round: Leaf, client: Leaf) -> Key:
     """The key of one client in one phase of one round."""
     return keys.derive(run, purpose=f"phase {phase}", round=round, client=client)
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
-from jaxtyping import Array, Int
 from numpy.typing import NDArray
 
 from sumfold import keys, tree
@@ -25,7 +23,7 @@ from sumfold.core.round import Measured, Metrics, Phase, Round
 from sumfold.core.store import ClientStore
 from sumfold.errors import CompositionError, DataError, StateError
 from sumfold.keys import Key
-from sumfold.tree import Tree
+from sumfold.tree import Leaf, Tree
 
 __all__ = ["ClientData", "Cohort", "Outcome", "Runtime", "State", "Totals", "begin", "play", "step"]
 
@@ -49,14 +47,15 @@ class State(NamedTuple):
         ('round', 'seed', 'algorithm', 'stages', 'clients', 'fingerprint')
     """
 
-    round: NDArray[np.int32]
-    seed: NDArray[np.uint32]
+    round: Leaf
+    seed: Leaf
     algorithm: Tree
     stages: Tree
     clients: ClientStore
-    fingerprint: NDArray[np.uint32]
+    fingerprint: Leaf
 
 
+@runtime_checkable
 class ClientData(Protocol):
     """What a runtime needs to know of a federation; `sumfold.data.Federation` is one."""
 
@@ -108,9 +107,9 @@ class Totals(NamedTuple):
 
     parts: dict[str, Tree]
     metrics: Tree
-    num_clients: Int[Array, ""]
-    num_non_finite_clients: Int[Array, ""]
-    invalid: Int[Array, ""]
+    num_clients: Leaf
+    num_non_finite_clients: Leaf
+    invalid: Leaf
 
 
 Sigma: TypeAlias = Callable[[int, Briefing, Tree], tuple[Totals, Tree]]
@@ -124,9 +123,10 @@ class Outcome(NamedTuple):
     stages: Tree
     clients: ClientStore
     metrics: Metrics
-    invalid: ArrayLike
+    invalid: Leaf
 
 
+@runtime_checkable
 class Runtime(Protocol):
     """One way to compute Σ."""
 
@@ -139,15 +139,15 @@ class Runtime(Protocol):
 
 
 def play(
-    round: Round, algorithm: Tree, stages: Tree, run: Key, number: ArrayLike, sigma: Sigma, carried: Tree
-) -> tuple[Tree, Tree, Metrics, Int[Array, ""], Tree]:
+    round: Round, algorithm: Tree, stages: Tree, run: Key, number: Leaf, sigma: Sigma, carried: Tree
+) -> tuple[Tree, Tree, Metrics, Leaf, Tree]:
     """One round: broadcast, Σ, decode, finalize, for each phase in turn.
 
     Returns:
         (algorithm state, stage memories, metrics, first invalid place, carried).
     """
     metrics: Metrics = {"distributor": {}, "client_work": {}, "aggregator": {}, "finalizer": {}}
-    after, invalid = [], jnp.asarray(NOBODY)
+    after, invalid, non_finite = [], jnp.asarray(NOBODY), jnp.int32(0)
     for i, phase in enumerate(round.phases):
         key = keys.derive(run, purpose=f"server {i}", round=number)
         public = {part: stage.share(stages[i][part]) for part, stage in phase.aggregate.items()}
@@ -161,7 +161,8 @@ def play(
             )
             if measured:
                 metrics["aggregator"][part] = measured
-        counted = Measured(totals.metrics, totals.num_clients, totals.num_non_finite_clients)
+        non_finite = non_finite + totals.num_non_finite_clients
+        counted = Measured(totals.metrics, totals.num_clients, non_finite)
         algorithm, reported = phase.finalize(algorithm, results, counted, keys.at_finish(key))
         for group, values in reported.items():
             metrics[group] = {**metrics[group], **values}
@@ -217,7 +218,12 @@ def begin(round: Round, params: Tree, seed: int) -> State:
         stages.append({p: tree.strong(s.init(report.parts[p].value)) for p, s in phase.aggregate.items()})
         kept = report.kept
     return State(
-        np.int32(0), words, algorithm, tuple(stages), ClientStore(), fingerprint(round, algorithm, tuple(stages))
+        np.int32(0),
+        words,
+        algorithm,
+        tuple(stages),
+        ClientStore(),
+        fingerprint(round, algorithm, tuple(stages)),
     )
 
 
@@ -238,13 +244,13 @@ def recognise(round: Round, template: State, state: Any) -> State:
     needed = f"a state of {round.name!r} for this model"
     if not hasattr(state, "fingerprint") or not hasattr(state, "algorithm"):
         raise StateError(
-            "SF-STATE-001", f"a {type(state).__name__} where a state was expected", needed, "pass what "
-            "process.initialize() or process.next() returned; next takes (state, client_data), in this order",
+            "SF-STATE-001",
+            f"a {type(state).__name__} where a state was expected",
+            needed,
+            "pass what process.initialize() or process.next() returned; next takes (state, client_data), in this order",
         )
     if np.array_equal(np.asarray(state.fingerprint), template.fingerprint):
-        if jax.tree.structure((state.algorithm, state.stages)) == jax.tree.structure(
-            (template.algorithm, template.stages)
-        ):
+        if tree.structure((state.algorithm, state.stages)) == tree.structure((template.algorithm, template.stages)):
             return State(*state)
         algorithm = tree.like(template.algorithm, state.algorithm)
         stages = tree.like(template.stages, state.stages)

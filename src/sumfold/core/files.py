@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -91,7 +92,7 @@ def pack(tree: Tree, notes: dict[str, str] | None = None) -> bytes:
     arrays: dict[str, NDArray[Any]] = {}
     structure = json.dumps(_describe(tree, (), arrays), separators=(",", ":"))
     header = {"format": _FORMAT, "structure": structure, **(notes or {})}
-    return save_tensors(arrays, {**header, "digest": _digest(header, arrays)})
+    return bytes(save_tensors(arrays, {**header, "digest": _digest(header, arrays)}))
 
 
 def unpack(data: bytes, source: str) -> Tree:
@@ -116,8 +117,10 @@ def _read(data: bytes, source: str) -> tuple[Tree, dict[str, str]]:
         raise _damaged(source, "not a whole safetensors file of Sumfold's") from error
     if not ours:
         raise CheckpointError(
-            "SF-CKPT-002", f"{source}: a safetensors file of another program",
-            "a file that sumfold.save, models.save or a checkpoint wrote", "read it with the program that wrote it",
+            "SF-CKPT-002",
+            f"{source}: a safetensors file of another program",
+            "a file that sumfold.save, models.save or a checkpoint wrote",
+            "read it with the program that wrote it",
         )
     if not whole:
         raise _damaged(source, "its content does not match its digest")
@@ -150,8 +153,10 @@ def write(path: Path, data: bytes) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
         raise CheckpointError(
-            "SF-CKPT-004", f"{path} could not be written: {error.strerror} ({len(data):,} bytes)",
-            "a folder that exists, is writable and has room", "make room or choose another folder; nothing older was lost",
+            "SF-CKPT-004",
+            f"{path} could not be written: {error.strerror} ({len(data):,} bytes)",
+            "a folder that exists, is writable and has room",
+            "make room or choose another folder; nothing older was lost",
         ) from error
 
 
@@ -159,7 +164,7 @@ def _digest(header: dict[str, str], arrays: dict[str, NDArray[Any]]) -> str:
     digest = hashlib.blake2b(json.dumps(header, sort_keys=True).encode(), digest_size=16)
     for key in sorted(arrays):
         digest.update(key.encode())
-        digest.update(np.ascontiguousarray(arrays[key]).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(arrays[key]).tobytes())
     return digest.hexdigest()
 
 
@@ -187,11 +192,13 @@ def _describe(node: Any, path: tuple[Any, ...], arrays: dict[str, NDArray[Any]])
 
 def _leaf(node: Any, path: tuple[Any, ...], arrays: dict[str, NDArray[Any]]) -> Any:
     where = "/".join(str(word) for word in path) or "array"
-    numbers = not jax.dtypes.issubdtype(getattr(node, "dtype", np.int32), jax.dtypes.prng_key)
+    numbers = not jnp.issubdtype(getattr(node, "dtype", np.int32), jax.dtypes.prng_key)
     array = np.asarray(node) if numbers else np.asarray(None)
     if array.dtype.kind in "OUSMm":
         raise TypeMismatchError(
-            "SF-TYPE-003", f"a {type(node).__name__} at {where!r}", "arrays and numbers only",
+            "SF-TYPE-003",
+            f"a {type(node).__name__} at {where!r}",
+            "arrays and numbers only",
             "leave it out, or store a key as jax.random.key_data(key)",
         )
     unique = where if where not in arrays else f"{where}#{len(arrays)}"
@@ -218,5 +225,5 @@ def _rebuild(node: Any, arrays: dict[str, NDArray[Any]], depth: int) -> Tree:
     if known is not None and tuple(known._fields) == tuple(fields):
         return known(**fields)
     if all(key.isidentifier() and not key.startswith("_") for key in fields):
-        return namedtuple(str(node["record"]), list(fields))(**fields)  # type: ignore[misc]
+        return namedtuple(str(node["record"]), list(fields))(**fields)
     return fields

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from sumfold import tree
@@ -93,10 +94,10 @@ def modular(modulus: int) -> Group:
 
 def _extreme(kind: str, pick: Callable[[Any, Any], Any], sign: int) -> Group:
     def identity(leaf: Any) -> Any:
-        dtype = jnp.result_type(leaf)
+        dtype: Any = jnp.result_type(leaf)
         if jnp.issubdtype(dtype, jnp.floating):
             return jnp.full(jnp.shape(leaf), sign * jnp.inf, dtype)
-        info = jnp.iinfo(dtype)
+        info = np.iinfo(dtype)
         return jnp.full(jnp.shape(leaf), info.max if sign > 0 else info.min, dtype)
 
     def both(a: Tree, b: Tree) -> Tree:
@@ -133,9 +134,7 @@ stack = Group(
         jax.tree.map(lambda t, v: t.at[place].set(v), total.values, value), total.present.at[place].set(True)
     ),
     merge=lambda a, b: Stacked(
-        jax.tree.map(
-            lambda x, y: jnp.where(b.present.reshape(-1, *[1] * (x.ndim - 1)), y, x), a.values, b.values
-        ),
+        jax.tree.map(lambda x, y: jnp.where(b.present.reshape(-1, *[1] * (x.ndim - 1)), y, x), a.values, b.values),
         a.present | b.present,
     ),
 )

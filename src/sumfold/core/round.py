@@ -18,12 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-from jaxtyping import Array, Bool, Int, Num
-
 from sumfold.core.batching import Batching
 from sumfold.core.stage import Contribution, Stage
 from sumfold.keys import Key
-from sumfold.tree import Tree
+from sumfold.tree import Leaf, Tree
 
 __all__ = ["Batch", "Measured", "Phase", "Report", "Round", "Task", "Work"]
 
@@ -47,7 +45,7 @@ class Batch(NamedTuple):
     """
 
     examples: Tree
-    mask: Bool[Array, " b"]
+    mask: Leaf
 
 
 class Task(NamedTuple):
@@ -67,7 +65,7 @@ class Task(NamedTuple):
     message: Message
     memory: Tree
     kept: Tree
-    rows: Int[Array, ""]
+    rows: Leaf
 
 
 class Report(NamedTuple):
@@ -91,7 +89,6 @@ class Report(NamedTuple):
 
 
 def _no_memory(message: Message) -> Tree:
-    del message
     return ()
 
 
@@ -131,7 +128,8 @@ class Measured(NamedTuple):
     Attributes:
         sums: the sum over counted clients of `Report.metrics`.
         num_clients: int32[], clients that were counted.
-        num_non_finite_clients: int32[], clients left out because a number of theirs was not finite.
+        num_non_finite_clients: int32[], clients left out, in this phase or an earlier one of the round, because a
+            number of theirs was not finite.
 
     Example:
         >>> Measured(sums={"loss": 2.0}, num_clients=2, num_non_finite_clients=0).num_clients
@@ -139,8 +137,8 @@ class Measured(NamedTuple):
     """
 
     sums: Tree
-    num_clients: Num[Array, ""]
-    num_non_finite_clients: Num[Array, ""]
+    num_clients: Leaf
+    num_non_finite_clients: Leaf
 
 
 class Phase(NamedTuple):

@@ -13,12 +13,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Num
 
 from sumfold.core.group import Group, add
 from sumfold.errors import CompositionError, user_facing
 from sumfold.keys import Key
-from sumfold.tree import Tree
+from sumfold.tree import Leaf, Tree
 
 __all__ = ["Bound", "Contribution", "Stage", "chain"]
 
@@ -36,7 +35,7 @@ class Contribution(NamedTuple):
     """
 
     value: Tree
-    weight: Num[Array, ""]
+    weight: Leaf
 
 
 class Bound(NamedTuple):
@@ -61,7 +60,6 @@ class Bound(NamedTuple):
 
 
 def _nothing(anything: Any) -> Tree:
-    del anything
     return ()
 
 

@@ -35,11 +35,7 @@ def as_federation(
         >>> as_federation([([1.0, 2.0], [0, 1]), ([3.0], [1])], clients=[1])
         (Federation(2 clients, 3 examples, x float64, y int64), array([1]))
     """
-    federation = (
-        client_data
-        if isinstance(client_data, Federation)
-        else Federation.from_clients(client_data, kept=kept)
-    )
+    federation = client_data if isinstance(client_data, Federation) else Federation.from_clients(client_data, kept=kept)
     if clients is None:
         return federation, np.arange(len(federation), dtype=np.int64)
     return federation, federation.positions(clients)

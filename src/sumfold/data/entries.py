@@ -346,7 +346,7 @@ def _is_numbers(entry: list[Any]) -> bool:
     first: Any = entry
     while isinstance(first, list) and first:
         first = first[0]
-    return isinstance(first, numbers.Number | np.generic | str) or first == []
+    return isinstance(first, numbers.Number | np.generic | str | list)
 
 
 def _pair(batch: Any) -> Any:
@@ -404,9 +404,7 @@ def joined(clients: Sequence[Client]) -> Tree:
     for i in range(len(filled[0].leaves)):
         dtype = np.result_type(*{dtypes[i] for _, _, dtypes in kinds})
         arrays = [part.leaves[i] for part in filled]
-        columns.append(
-            arrays[0].astype(dtype, copy=False) if len(arrays) == 1 else np.concatenate(arrays, dtype=dtype)
-        )
+        columns.append(arrays[0].astype(dtype, copy=False) if len(arrays) == 1 else np.concatenate(arrays, dtype=dtype))
     return unflatten(structure, columns)
 
 

@@ -125,9 +125,7 @@ class Federation:
             {0: 1, 1: 3}
         """
         if weight is not None and y is None:
-            raise DataError(
-                "SF-DATA-019", "weight without y", "x, y and weight", "pass y, or leave weight out"
-            )
+            raise DataError("SF-DATA-019", "weight without y", "x, y and weight", "pass y, or leave weight out")
         if (client_ids is None) == (offsets is None):
             raise DataError(
                 "SF-DATA-019",
@@ -145,9 +143,7 @@ class Federation:
 
     @classmethod
     @user_facing
-    def from_frame(
-        cls, df: Any, *, client: str, label: str, features: Sequence[str] | None = None
-    ) -> Federation:
+    def from_frame(cls, df: Any, *, client: str, label: str, features: Sequence[str] | None = None) -> Federation:
         """The federation of a data frame (pandas, Polars or alike) with one row per example.
 
         Args:
@@ -198,7 +194,7 @@ class Federation:
         return self._find(key) is not None
 
     @user_facing
-    def __getitem__(self, key: ClientId) -> Tree:
+    def __getitem__(self, key: ClientId | np.integer[Any]) -> Tree:
         position = self._find(key)
         if position is None:
             raise _unknown(key, self.ids)
@@ -261,9 +257,10 @@ class Federation:
             )
         find = self._positions_by_number if isinstance(self.ids, range) else self._positions_by_name
         found = find(ids)
-        if len(np.unique(found)) < len(found):
-            values, times = np.unique(found, return_counts=True)
-            twice = self.ids[int(values[times > 1][0])]
+        ordered = np.sort(found)
+        repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+        if len(repeated):
+            twice = self.ids[int(repeated[0])]
             raise DataError(
                 "SF-DATA-010",
                 f"client {twice!r} more than once",
@@ -337,9 +334,7 @@ class Federation:
         )
 
     @user_facing
-    def split(
-        self, fraction: float = 0.8, *, seed: int = 0, stratify: bool = False
-    ) -> tuple[Federation, Federation]:
+    def split(self, fraction: float = 0.8, *, seed: int = 0, stratify: bool = False) -> tuple[Federation, Federation]:
         """Two federations with the same clients: a part of each client's rows, and the rest.
 
         Which rows go where depends on the seed, the client's id and its rows alone, so the split of a subset
@@ -404,9 +399,7 @@ class Federation:
         return str(self._memo["fingerprint"])
 
     def __repr__(self) -> str:
-        batches = (
-            "" if self.batch_sizes is None else f", {sum(map(len, self.batch_sizes))} ready-made batches"
-        )
+        batches = "" if self.batch_sizes is None else f", {sum(map(len, self.batch_sizes))} ready-made batches"
         schema = _schema(self.examples)
         return (
             f"Federation({len(self)} client{'' if len(self) == 1 else 's'}, {int(self.counts.sum())} examples"
@@ -479,9 +472,8 @@ class Federation:
     def _all_rows(self) -> Int64:
         # Each client's 0 … n−1, moved to where the client starts, for all clients at once.
         before = np.cumsum(self.counts) - self.counts
-        rows = np.arange(int(self.counts.sum()), dtype=np.int64) + np.repeat(
-            self.starts - before, self.counts
-        )
+        rows: Int64 = np.arange(int(self.counts.sum()), dtype=np.int64)
+        rows += np.repeat(self.starts - before, self.counts)
         return rows if self.order is None else self.order[rows]
 
     def _at(self, rows: slice | Int64) -> Tree:
@@ -557,9 +549,7 @@ def _schema(examples: Tree) -> str:
 
 def _unknown(key: object, ids: Ids) -> DataError:
     known = ", ".join(map(repr, ids[:5])) + (", …" if len(ids) > 5 else "")
-    return DataError(
-        "SF-DATA-011", f"no client {key!r}", f"one of the {len(ids)} ids ({known})", "look at fed.ids"
-    )
+    return DataError("SF-DATA-011", f"no client {key!r}", f"one of the {len(ids)} ids ({known})", "look at fed.ids")
 
 
 def _blocks(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:

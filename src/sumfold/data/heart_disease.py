@@ -33,9 +33,7 @@ _ASYMPTOMATIC = 4
 
 
 @user_facing
-def heart_disease(
-    *, seed: int = 0, fraction: float = 0.7, raw: bool = False
-) -> tuple[Federation, Federation]:
+def heart_disease(*, seed: int = 0, fraction: float = 0.7, raw: bool = False) -> tuple[Federation, Federation]:
     """Four hospitals that may not share patients: (train, test), split within each hospital by diagnosis.
 
     x is float32[n, 10], the columns `HEART_FEATURES`; y is int32[n], 1 where the angiogram showed heart
@@ -84,9 +82,7 @@ def heart_disease(
     coded = x.astype(np.float64)
     coded[:, _CHEST_PAIN] = coded[:, _CHEST_PAIN] == _ASYMPTOMATIC
     standard = _standardised(coded, np.concatenate([train.rows(k) for k in range(len(train))]))
-    return dataclasses.replace(train, examples=(standard, y)), dataclasses.replace(
-        test, examples=(standard, y)
-    )
+    return dataclasses.replace(train, examples=(standard, y)), dataclasses.replace(test, examples=(standard, y))
 
 
 def _standardised(x: npt.NDArray[np.float64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

@@ -44,9 +44,7 @@ def iid(x: Tree, y: Any = None, *, clients: int = 100, seed: int = 0) -> Federat
 
 
 @user_facing
-def dirichlet(
-    x: Tree, y: Any, *, clients: int = 100, alpha: float, seed: int = 0, min_size: int = 1
-) -> Federation:
+def dirichlet(x: Tree, y: Any, *, clients: int = 100, alpha: float, seed: int = 0, min_size: int = 1) -> Federation:
     """Label skew: each label's rows are shared out by a draw from a symmetric Dirichlet over the clients.
 
     For every label c, independently, p ~ Dirichlet(alpha, …, alpha) over the clients, and client k receives
@@ -83,9 +81,7 @@ def dirichlet(
     owner = np.empty(rows, np.int64)
     for label in range(int(labels.max()) + 1):
         members = rng.permutation(np.flatnonzero(labels == label))
-        ends = np.rint(np.cumsum(rng.dirichlet(np.full(clients, float(alpha)))) * len(members)).astype(
-            np.int64
-        )
+        ends = np.rint(np.cumsum(rng.dirichlet(np.full(clients, float(alpha)))) * len(members)).astype(np.int64)
         ends[-1] = len(members)
         owner[members] = np.repeat(np.arange(clients), np.diff(ends, prepend=0))
     return owned(examples, _topped_up(owner, clients, min_size, rng), range(clients))
@@ -125,9 +121,7 @@ def shards(x: Tree, y: Any, *, clients: int = 100, shards_per_client: int = 2, s
 
 
 @user_facing
-def power_law(
-    x: Tree, y: Any = None, *, clients: int = 100, exponent: float = 1.0, seed: int = 0
-) -> Federation:
+def power_law(x: Tree, y: Any = None, *, clients: int = 100, exponent: float = 1.0, seed: int = 0) -> Federation:
     """Uneven sizes: client k holds a share of the rows that falls as ``(k + 1) ** -exponent``.
 
     Each client has one row; the others are shared out by the law, rounded so that none is lost. Client 0 is

@@ -1,21 +1,20 @@
 """Which rows of each client go to the first part of a split, for all clients at once.
 
 A generator per client would cost seconds for a million clients. Instead each row draws a number that is a
-hash of (seed, client id, position): SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+hash of (seed, client, position), as `sumfold.keys.mix` makes it.
 """
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sumfold import keys
 from sumfold.data.entries import Ids
 
 Int64 = npt.NDArray[np.int64]
-UInt64 = npt.NDArray[np.uint64]
 
 
 def in_first_part(
@@ -39,16 +38,15 @@ def in_first_part(
     """
     client = np.repeat(np.arange(len(counts)), counts)
     rank = np.arange(len(client)) - (np.cumsum(counts) - counts)[client]
-    lottery = _mix(
-        _mix(_words(ids) ^ _mix(np.array([int(seed) % 2**64], np.uint64)))[client] + rank.astype(np.uint64)
-    )
+    lottery = keys.mix(int(seed) % 2**64, keys.codes(ids)[client], rank)
     drawn = np.lexsort((lottery, *(() if labels is None else _rarest_first(labels, client)), client))
     quota = np.clip(np.rint(fraction * counts).astype(np.int64), 1, np.maximum(counts - 1, 1))[client]
     # Systematic sampling: of a client's rows in drawn order, those where the running quota passes a whole
-    # number. Every run of rows, so every label, gets its share to within one.
+    # number and a half. Every run of rows, so every label, gets its share to within one.
     size = counts[client]
     first = np.empty(len(client), bool)
-    first[drawn] = (rank + 1) * quota // size > rank * quota // size
+    half = size // 2
+    first[drawn] = ((rank + 1) * quota + half) // size > (rank * quota + half) // size
     return first
 
 
@@ -57,21 +55,3 @@ def _rarest_first(labels: npt.NDArray[Any], client: Int64) -> tuple[Int64, Int64
     classes, label = np.unique(labels, return_inverse=True)
     _, group, times = np.unique(client * len(classes) + label, return_inverse=True, return_counts=True)
     return label.astype(np.int64), times[group].astype(np.int64)
-
-
-def _mix(words: UInt64) -> UInt64:
-    words = words + np.uint64(0x9E3779B97F4A7C15)
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
-
-
-def _words(ids: Ids) -> UInt64:
-    """A 64-bit word per id: an int stands for itself, a str for its hash."""
-    if isinstance(ids, range):
-        return np.arange(ids.start, ids.stop, ids.step, dtype=np.int64).view(np.uint64)
-    return np.array([key % 2**64 if isinstance(key, int) else _text_word(key) for key in ids], np.uint64)
-
-
-def _text_word(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())

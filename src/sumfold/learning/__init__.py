@@ -5,4 +5,4 @@ from sumfold.learning.fed_eval import fed_eval as fed_eval
 from sumfold.learning.process import Output as Output
 from sumfold.learning.process import Process as Process
 
-__all__ = ["Output", "Process", "fed_avg", "fed_eval", "fed_eval"]
+__all__ = ["Output", "Process", "fed_avg", "fed_eval"]

@@ -52,7 +52,7 @@ def _phase(
 ) -> tuple[list[str], Tree]:
     half = client_half(phase)
     key = jax.eval_shape(lambda: keys.typed(jnp.zeros(2, jnp.uint32)))
-    rows = jax.ShapeDtypeStruct((), jnp.dtype("int32"))
+    rows = tree.shape((), "int32")
     start = Start(briefing, jax.eval_shape(half.fresh, briefing, kept), kept, rows)
     carry = jax.eval_shape(half.init, start, key)
     upload, keeping = jax.eval_shape(half.finish, start, carry, key)
@@ -100,7 +100,13 @@ def _rows(specs: Iterable[Spec], indent: int = 2, prefix: str = "") -> list[str]
 
 
 def _size(nbytes: int) -> str:
-    return f"{nbytes:,} B" if nbytes < 10_000 else f"{nbytes / 1e6:,.2f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:,.1f} kB"
+    return (
+        f"{nbytes:,} B"
+        if nbytes < 10_000
+        else f"{nbytes / 1e6:,.2f} MB"
+        if nbytes >= 1e6
+        else f"{nbytes / 1e3:,.1f} kB"
+    )
 
 
 def _batches(phase: Phase) -> str:

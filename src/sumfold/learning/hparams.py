@@ -32,8 +32,11 @@ def written(known: Hparams, given: Mapping[str, Any], group: str) -> Hparams:
     for name in given:
         if name not in known:
             raise CompositionError(
-                "SF-COMP-022", f"set_hparams with {group}.{name}",
-                f"one of {sorted(known)}" if known else f"a hyperparameter that can be set; those of {group} are {CLOSED}",
+                "SF-COMP-022",
+                f"set_hparams with {group}.{name}",
+                f"one of {sorted(known)}"
+                if known
+                else f"a hyperparameter that can be set; those of {group} are {CLOSED}",
                 "see process.get_hparams(state)",
             )
     return {name: jnp.asarray(given.get(name, value), jnp.result_type(value)) for name, value in known.items()}

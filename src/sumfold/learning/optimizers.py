@@ -66,7 +66,7 @@ def as_optimizer(given: Any, role: str, round: ArrayLike | None = None) -> Optim
 
 def is_schedule(given: Any) -> bool:
     """Whether this is a function of the round."""
-    if not callable(given) or isinstance(given, type) or isinstance(given, optax.GradientTransformation):
+    if not callable(given) or isinstance(given, (type, optax.GradientTransformation)):
         return False
     try:
         required = [p for p in inspect.signature(given).parameters.values() if p.default is p.empty]
@@ -81,8 +81,10 @@ def _refusal(given: Any, role: str) -> CompositionError:
     if inspect.isclass(given) or (callable(given) and not is_schedule(given)):
         advice = "pass the optimizer itself, not a class or function that makes it; " + advice
     return CompositionError(
-        "SF-COMP-020", f"{role} is {what}", "an optax transform, a Keras 3 optimizer or, for clients, fn(round) -> "
-        "optax transform", advice,
+        "SF-COMP-020",
+        f"{role} is {what}",
+        "an optax transform, a Keras 3 optimizer or, for clients, fn(round) -> optax transform",
+        advice,
     )
 
 
@@ -122,7 +124,8 @@ def _is_keras(given: Any) -> bool:
 
 def _from_keras(given: Any) -> Optimizer:
     """Keras optimizers are objects with variables; a fresh copy is built for the shapes at hand, and only its
-    ``stateless_apply`` is used."""
+    ``stateless_apply`` is used.
+    """
     import keras
 
     def built(params: Tree) -> Any:
@@ -136,7 +139,8 @@ def _from_keras(given: Any) -> Optimizer:
 
     def names(own: Any) -> dict[str, int]:
         return {
-            v.path.split("/")[-1]: i for i, v in enumerate(own.variables)
+            v.path.split("/")[-1]: i
+            for i, v in enumerate(own.variables)
             if v.path.split("/")[-1] == "learning_rate" and not callable(own.get_config().get("learning_rate"))
         }
 
@@ -166,6 +170,7 @@ def _from_keras(given: Any) -> Optimizer:
         return state
 
     return Optimizer(init, update, read, write)
+
 
 class ClientOptimizer(NamedTuple):
     """An optimizer as clients use it: begun anew each round, its rate perhaps a function of the round.

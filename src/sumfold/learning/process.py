@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -55,11 +54,15 @@ def batching_for(model: Model, batching: Batching | None) -> Batching:
     """
     if batching is not None and not isinstance(batching, Batching):
         raise CompositionError(
-            "SF-COMP-023", f"batching={batching!r}", "a sumfold.Batching", "write sf.Batching(size=32, epochs=1)"
+            "SF-COMP-023",
+            f"batching={batching!r}",
+            "a sumfold.Batching",
+            "write sf.Batching(size=32, epochs=1)",
         )
     if model.coupled and batching is not None and (not batching.drop_remainder or batching.size is None):
         raise CompositionError(
-            "SF-COMP-024", f"{model.coupled} with {batching}",
+            "SF-COMP-024",
+            f"{model.coupled} with {batching}",
             "batches of one size: padding a short batch would change what such a layer computes",
             "use sf.Batching(size=…, drop_remainder=True), or a layer that looks at one example at a time, "
             "such as group or layer normalisation",
@@ -68,7 +71,6 @@ def batching_for(model: Model, batching: Batching | None) -> Batching:
 
 
 def _closed(state: Tree, values: Any = None) -> Any:
-    del state, values
     return {}
 
 
@@ -114,7 +116,6 @@ class Process:
             seed: everything random in the run is a function of it.
             clients: the population's size, for algorithms that need it.
         """
-        del clients
         return begin(self.round, self._params(seed), seed)
 
     @user_facing
@@ -168,7 +169,11 @@ class Process:
         Those of an optimizer that closes over them cannot be seen: an entry ``unseen`` says so.
         """
         state = recognise(self.round, self._template, state)
-        return jax.tree.map(lambda v: v if isinstance(v, str) else np.asarray(v).tolist(), self.hparams(state.algorithm))
+        values: Metrics = self.hparams(state.algorithm)
+        return {
+            group: {k: v if isinstance(v, str) else np.asarray(v).tolist() for k, v in named.items()}
+            for group, named in values.items()
+        }
 
     @user_facing
     def set_hparams(self, state: State, hparams: Metrics) -> State:
@@ -182,7 +187,9 @@ class Process:
         for group in hparams:
             if group not in known:
                 raise CompositionError(
-                    "SF-COMP-025", f"set_hparams with {group!r}", f"the groups {sorted(known)}",
+                    "SF-COMP-025",
+                    f"set_hparams with {group!r}",
+                    f"the groups {sorted(known)}",
                     "see process.get_hparams(state)",
                 )
         values = {group: {**known[group], **hparams.get(group, {})} for group in known}
@@ -212,7 +219,9 @@ class Process:
     def _lens(self) -> tuple[Model, Callable[[Tree], Parts], Callable[[Tree, Parts], Tree]]:
         if self.model is None or self.parts is None or self.with_parts is None:
             raise CompositionError(
-                "SF-COMP-026", f"{self.round.name!r} has no model weights", "an algorithm that trains a model",
+                "SF-COMP-026",
+                f"{self.round.name!r} has no model weights",
+                "an algorithm that trains a model",
                 "read its result from the state or the metrics",
             )
         return self.model, self.parts, self.with_parts
@@ -255,16 +264,21 @@ class Process:
         ready = federation.batch_sizes
         if ready is not None and self.batching is not None:
             raise DataError(
-                "SF-DATA-053", f"ready-made batches and {self.batching}", "one of the two",
+                "SF-DATA-053",
+                f"ready-made batches and {self.batching}",
+                "one of the two",
                 "leave batching out, or give each client its examples as (x, y)",
             )
         lengths = {int(n) for sizes in ready or () for n in sizes}
-        if self.model is not None and self.model.coupled and (
-            len(lengths) > 1 if ready is not None else self.batching is None
+        if (
+            self.model is not None
+            and self.model.coupled
+            and (len(lengths) > 1 if ready is not None else self.batching is None)
         ):
             what = f"ready-made batches of {sorted(lengths)} rows" if ready is not None else "the default batching"
             raise CompositionError(
-                "SF-COMP-024", f"{self.model.coupled} with {what}",
+                "SF-COMP-024",
+                f"{self.model.coupled} with {what}",
                 "batches of one size: padding a short batch would change what such a layer computes",
                 "use sf.Batching(size=…, drop_remainder=True), or a layer that looks at one example at a time, "
                 "such as group or layer normalisation",
@@ -274,10 +288,10 @@ class Process:
         work = self.round.phases[0].work
         width = max(lengths, default=1) if ready is not None else work.batching.width(int(federation.counts.max()))
         shapes = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct((width, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype)),
+            lambda a: tree.shape((width, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype)),
             federation.examples,
         )
-        return Batch(shapes, jax.ShapeDtypeStruct((width,), jnp.dtype(bool)))
+        return Batch(shapes, tree.shape((width,), bool))
 
     def _check_model(self, federation: Federation, model: Model, parts: Parts, batch: Batch) -> None:
         outputs = model.check(parts, batch)
@@ -290,8 +304,9 @@ class Process:
             return
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= classes:
-            wrong = np.flatnonzero((labels < 0).reshape(len(labels), -1).any(1) | (labels >= classes).reshape(
-                len(labels), -1).any(1))
+            wrong = np.flatnonzero(
+                (labels < 0).reshape(len(labels), -1).any(1) | (labels >= classes).reshape(len(labels), -1).any(1)
+            )
             raise DataError(
                 "SF-DATA-054",
                 f"labels from {low} to {high} ({describe(y)}; first wrong one: {_owner(federation, int(wrong[0]))})",
@@ -306,5 +321,3 @@ def _owner(federation: Federation, row: int) -> str:
     inside = (federation.starts <= at) & (at < federation.starts + federation.counts)
     found = np.flatnonzero(inside)
     return f"client {federation.ids[int(found[0])]!r}" if len(found) else "a client outside this subset"
-
-

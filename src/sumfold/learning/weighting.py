@@ -26,15 +26,20 @@ def as_weighting(given: Weighting) -> Callable[[Array, Array, Mapping[str, Any]]
     Raises:
         CompositionError: for anything else.
     """
-    if given == "examples":
-        weigh = lambda rows, metrics: rows.astype(jnp.float32)  # noqa: E731
-    elif given == "uniform":
-        weigh = lambda rows, metrics: jnp.float32(1)  # noqa: E731
-    elif callable(given):
-        weigh = lambda rows, metrics: jnp.asarray(foreign(given)(metrics), jnp.float32).reshape(())  # noqa: E731
-    else:
+
+    def weigh(rows: Array, metrics: Mapping[str, Any]) -> Any:
+        if given == "examples":
+            return jnp.asarray(rows, jnp.float32)
+        if given == "uniform":
+            return jnp.float32(1)
+        function: Any = foreign(given)  # type: ignore[arg-type]
+        return jnp.asarray(function(metrics), jnp.float32).reshape(())
+
+    if given not in {"examples", "uniform"} and not callable(given):
         raise CompositionError(
-            "SF-COMP-021", f"weighting={given!r}", '"examples", "uniform" or a function of the client\'s metrics',
+            "SF-COMP-021",
+            f"weighting={given!r}",
+            '"examples", "uniform" or a function of the client\'s metrics',
             'the default is "examples"',
         )
     return lambda rows, steps, metrics: jnp.where(steps > 0, weigh(rows, metrics), jnp.float32(0))

@@ -55,7 +55,9 @@ def from_functions(
     for role, function in (("init", init), ("predict", predict), ("loss", loss)):
         if not callable(function):
             raise CompositionError(
-                "SF-COMP-014", f"{role} is a {type(function).__name__}", "a function",
+                "SF-COMP-014",
+                f"{role} is a {type(function).__name__}",
+                "a function",
                 "from_functions(init, predict, loss, metrics={…}) takes functions, in this order",
             )
     takes_key = "key" in inspect.signature(predict).parameters
@@ -109,6 +111,8 @@ def matching(template: Tree, weights: Tree) -> Tree:
     came = f"{wrong[0][1].path!r} {wrong[0][1].dtype}{list(wrong[0][1].shape)}" if wrong else f"{len(theirs)} arrays"
     needed = f"{wrong[0][0].path!r} {wrong[0][0].dtype}{list(wrong[0][0].shape)}" if wrong else f"{len(mine)} arrays"
     raise StateError(
-        "SF-STATE-003", f"weights with {came}", f"the model's own: {needed}",
+        "SF-STATE-003",
+        f"weights with {came}",
+        f"the model's own: {needed}",
         "pass what init, get_model_weights or models.load gave for this model",
     )

@@ -41,7 +41,7 @@ class Metric(NamedTuple):
 
 
 def ratio(pair: tuple[ArrayLike, ArrayLike]) -> Array:
-    """total / weight, and 0 when the weight is 0."""
+    """Total / weight, and 0 when the weight is 0."""
     total, weight = jnp.asarray(pair[0]), jnp.asarray(pair[1])
     return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1), 0)
 
@@ -104,12 +104,17 @@ def as_metrics(metrics: Mapping[str, Any] | None) -> dict[str, Metric]:
     taken = {"loss", "num_examples", "num_batches", "num_clients", "num_non_finite_clients"}
     if metrics is not None and not isinstance(metrics, Mapping):
         raise CompositionError(
-            "SF-COMP-011", f"metrics as a {type(metrics).__name__}", "a dict name -> metric",
+            "SF-COMP-011",
+            f"metrics as a {type(metrics).__name__}",
+            "a dict name -> metric",
             'write metrics={"accuracy": sumfold.metrics.accuracy}',
         )
     if clash := taken & set(metrics or {}):
         raise CompositionError(
-            "SF-COMP-012", f"a metric named {sorted(clash)[0]!r}", f"a name other than {sorted(taken)}", "rename it"
+            "SF-COMP-012",
+            f"a metric named {sorted(clash)[0]!r}",
+            f"a name other than {sorted(taken)}",
+            "rename it",
         )
     return {name: as_metric(metric, name) for name, metric in (metrics or {}).items()}
 
@@ -136,7 +141,7 @@ def accuracy(outputs: Array, y: Array) -> Array:
 
 
 def mean_absolute_error(outputs: Array, y: Array) -> Array:
-    """|outputs - y|, averaged over all but the first axis, float32[B].
+    """The absolute difference, averaged over all but the first axis, float32[B].
 
     Example:
         >>> mean_absolute_error(jnp.array([1.0, 5.0]), jnp.array([2.0, 2.0]))
@@ -150,7 +155,7 @@ def mean_absolute_error(outputs: Array, y: Array) -> Array:
 def auc_histogram(bins: int = 2048) -> Metric:
     """The area under the ROC curve from two histograms of scores, one a class; ties count half.
 
-    Scores z are sorted into `bins` equal parts of z / (1 + |z|), which keeps their order: logits and probabilities
+    Scores z are sorted into `bins` equal parts of ``z / (1 + |z|)``, which keeps their order: logits and probabilities
     both do, and the result differs from the exact area by at most the share of pairs that meet in one bin.
 
     Args:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from numpy.typing import NDArray
 
 from sumfold import tree
 from sumfold.core.foreign import foreign
@@ -90,7 +91,9 @@ def unpack(examples: Tree) -> tuple[Tree, Tree, Any]:
         return examples[0], examples[1], examples[2] if len(examples) == 3 else None
     kind = f"a dict with {sorted(examples)}" if isinstance(examples, Mapping) else f"a {type(examples).__name__}"
     raise DataError(
-        "SF-DATA-051", f"client examples as {kind}", "(x, y), (x, y, example_weight) or a dict with x and y",
+        "SF-DATA-051",
+        f"client examples as {kind}",
+        "(x, y), (x, y, example_weight) or a dict with x and y",
         "give a model its features and labels in this form",
     )
 
@@ -147,9 +150,7 @@ class Model:
         value = weighted / jnp.where(total > 0, total, 1.0) + jnp.asarray(applied.penalty, jnp.float32)
         return value, (applied.statistics, self._sums(weighted, total, applied.outputs, examples))
 
-    def gradient(
-        self, trainable: Tree, rest: Parts, batch: Batch, key: Key
-    ) -> tuple[Tree, Tree, dict[str, Tree]]:
+    def gradient(self, trainable: Tree, rest: Parts, batch: Batch, key: Key) -> tuple[Tree, Tree, dict[str, Tree]]:
         """(gradient, statistics, sums of loss and metrics) of one batch in training."""
         function = jax.grad(self.objective, has_aux=True, holomorphic=False)
         gradient, (statistics, sums) = function(trainable, rest, Examples.of(batch), key)
@@ -166,7 +167,8 @@ class Model:
     def zero(self) -> dict[str, Tree]:
         """The sums of loss and metrics over no example."""
         zeros = {name: metric.zero for name, metric in self.metrics.items()}
-        return tree.zeros_like({"loss": (np.float32(0), np.float32(0)), **zeros})
+        zeros["loss"] = (np.float32(0), np.float32(0))
+        return dict(tree.zeros_like(zeros))
 
     def finish(self, sums: Mapping[str, Tree]) -> dict[str, Array]:
         """Loss and metrics out of their sums; 0 where nothing was measured."""
@@ -181,8 +183,7 @@ class Model:
     def _sums(self, weighted: Array, total: Array, outputs: Tree, examples: Examples) -> dict[str, Tree]:
         outputs = jax.lax.stop_gradient(outputs)
         measured = {
-            name: foreign(metric.measure)(outputs, examples.y, examples.weight)
-            for name, metric in self.metrics.items()
+            name: foreign(metric.measure)(outputs, examples.y, examples.weight) for name, metric in self.metrics.items()
         }
         return jax.lax.stop_gradient({"loss": (weighted, total), **measured})
 
@@ -217,7 +218,10 @@ class Model:
         lengths = {len(leaf) for leaf in jax.tree.leaves(examples)}
         if len(lengths) != 1:
             raise DataError(
-                "SF-DATA-052", f"arrays of {sorted(lengths)} rows", "x and y of one length", "check how they were cut"
+                "SF-DATA-052",
+                f"arrays of {sorted(lengths)} rows",
+                "x and y of one length",
+                "check how they were cut",
             )
         rows = lengths.pop()
         if rows == 0:
@@ -226,12 +230,14 @@ class Model:
         total = None
         for begin in range(0, rows, width):
             index = np.arange(begin, begin + width)
-            mask = index < rows
-            chunk = jax.tree.map(lambda a, at=np.minimum(index, rows - 1): a[at], examples)
-            sums = self._measure(parts, Batch(chunk, jnp.asarray(mask)))
+            chunk = _take(examples, np.minimum(index, rows - 1))
+            sums = self._measure(parts, Batch(chunk, jnp.asarray(index < rows)))
             total = sums if total is None else tree.add(total, sums)
         assert total is not None
-        return {**{k: v.tolist() for k, v in jax.device_get(self.finish(total)).items()}, "num_examples": rows}
+        return {
+            **{k: v.tolist() for k, v in jax.device_get(self.finish(total)).items()},
+            "num_examples": rows,
+        }
 
     @functools.cached_property
     def _predict(self) -> Callable[[Parts, Tree], Tree]:
@@ -274,6 +280,10 @@ class Model:
                 "compare the model's input with the data; the error below is the model's own",
             ) from error
         return seen[0]
+
+
+def _take(examples: Tree, rows: NDArray[np.int64]) -> Tree:
+    return jax.tree.map(lambda a: a[rows], examples)
 
 
 def describe(examples: Tree) -> str:

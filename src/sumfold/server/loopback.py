@@ -6,6 +6,7 @@ bytes and decoded again; each client runs programs that were serialised and load
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -70,11 +71,11 @@ class _Bound:
             memories.append({})
             for place, kept_before in carried.items():
                 answer, runner = self._ask(i, now, briefing, state, cohort, place, kept_before)
-                head, leaves = codec.decode(answer.report, Report, lambda r, m=runner.manifest: _arrays_of(r, m))
+                head, leaves = codec.decode(answer.report, Report, functools.partial(_arrays_of, runner.manifest))
                 if head.finite and head.weights_valid:
-                    parts, metrics = jax.tree.unflatten(now.upload, leaves)
+                    parts, metrics = tree.unflatten(now.upload, leaves)
                     totals = self.accumulate(i, totals, parts, metrics, np.int32(place))
-                    memories[i][place] = jax.tree.unflatten(now.memory, [np.asarray(a) for a in answer.memory])
+                    memories[i][place] = tree.unflatten(now.memory, [np.asarray(a) for a in answer.memory])
                     kept[place] = answer.kept
                 elif head.finite:
                     totals = totals._replace(invalid=np.minimum(totals.invalid, np.int32(place)))
@@ -113,9 +114,7 @@ class _Bound:
         examples, sizes = _own(cohort.data, position)
         client = cohort.data.ids[position]
         runner = self._runner(i, briefing, shapes.kept_before, cohort.data, position)
-        head = Assignment(
-            runner.id, int(state.round), i, (int(state.seed[0]), int(state.seed[1])), keys.code(client)
-        )
+        head = Assignment(runner.id, int(state.round), i, (int(state.seed[0]), int(state.seed[1])), keys.code(client))
         held = state.clients.get(client)
         answer = runner.run(
             codec.encode(head, [np.asarray(leaf) for leaf in jax.tree.leaves(briefing)]),
@@ -163,11 +162,11 @@ class _Shapes(NamedTuple):
             return half.finish(start, half.init(start, key), key)
 
         upload, keeping = jax.eval_shape(run, briefing, kept)
-        structures = jax.tree.structure(keeping.memory), jax.tree.structure((upload.parts, upload.metrics))
+        structures = tree.structure(keeping.memory), tree.structure((upload.parts, upload.metrics))
         return cls(kept, keeping.kept, *structures)
 
 
-def _arrays_of(report: Report, manifest: PlanManifest) -> tuple[Spec, ...]:
+def _arrays_of(manifest: PlanManifest, report: Report) -> tuple[Spec, ...]:
     return manifest.upload if report.finite and report.weights_valid else ()
 
 
@@ -189,9 +188,9 @@ def _batch_shapes(phase: Phase, data: ClientData, position: int) -> Batch | None
     else:
         width = phase.work.batching.width(int(data.counts[position]))
     shapes = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct((width, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype)), data.examples
+        lambda a: tree.shape((width, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype)), data.examples
     )
-    return Batch(shapes, jax.ShapeDtypeStruct((width,), jnp.dtype(bool)))
+    return Batch(shapes, tree.shape((width,), bool))
 
 
 def _compiled(phase: Phase) -> Phase:
@@ -200,6 +199,4 @@ def _compiled(phase: Phase) -> Phase:
         part: stage._replace(share=jax.jit(stage.share), decode=jax.jit(stage.decode))
         for part, stage in phase.aggregate.items()
     }
-    return phase._replace(
-        broadcast=jax.jit(phase.broadcast), aggregate=stages, finalize=jax.jit(phase.finalize)
-    )
+    return phase._replace(broadcast=jax.jit(phase.broadcast), aggregate=stages, finalize=jax.jit(phase.finalize))

@@ -53,6 +53,7 @@ class _Bound:
         self.halves = [client_half(phase) for phase in round.phases]
         self.placement = Placement()
         self.compiled = jax.jit(self._play)
+        self._memory: tuple[Memory, ...] | None = None
 
     def __call__(self, state: State, cohort: Cohort) -> Outcome:
         number = int(state.round)
@@ -87,12 +88,13 @@ class _Bound:
         def sigma(i: int, briefing: Briefing, carried: Tree) -> tuple[Totals, Tree]:
             kept_before, present = carried
             phase, half = self.round.phases[i], self.halves[i]
-            kept_one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), kept_before)
-            kept_after = jax.eval_shape(
-                lambda b, k: _keeping(half, b, k).kept, briefing, kept_one
-            )
+            kept_one = jax.tree.map(lambda a: tree.shape(a.shape[1:], a.dtype), kept_before)
+            kept_after = jax.eval_shape(lambda b, k: _keeping(half, b, k).kept, briefing, kept_one)
             table = Table(
-                memories[i], seen, jax.tree.map(lambda a: jnp.zeros((places, *a.shape), a.dtype), kept_after), present
+                memories[i],
+                seen,
+                jax.tree.map(lambda a: jnp.zeros((places, *a.shape), a.dtype), kept_after),
+                present,
             )
             totals = nothing(self.round, i, briefing, kept_one, places)
             for clients in plans[i]:
@@ -113,7 +115,7 @@ class _Bound:
 
     def _templates(self, state: State) -> tuple[Memory, ...]:
         """The shapes of one client's memory, by phase."""
-        if not hasattr(self, "_memory"):
+        if self._memory is None:
             self._memory = jax.eval_shape(self._fresh, state.algorithm, state.stages)
         return self._memory
 

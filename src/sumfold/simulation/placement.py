@@ -17,7 +17,7 @@ from sumfold import keys, tree
 from sumfold.core.batching import Batching, plan, plan_ready
 from sumfold.core.driver import ClientData, Cohort
 from sumfold.simulation.stream import Clients
-from sumfold.tree import Tree
+from sumfold.tree import Leaf, Tree
 
 __all__ = ["Placement", "room"]
 
@@ -66,7 +66,7 @@ class Placement:
             return known.arrays
         small = sum(leaf.nbytes for leaf in leaves) < _SMALL
 
-        def place(leaf: Any) -> jax.Array:
+        def place(leaf: Any) -> Leaf:
             array = tree.canonical(leaf)
             spare = room(len(array)) - len(array) if small else 0
             return jax.device_put(np.concatenate([array, np.repeat(array[:1], spare, axis=0)]) if spare else array)
@@ -76,9 +76,7 @@ class Placement:
         self._placed[at] = _Placed(tuple(weakref.ref(leaf) for leaf in leaves), arrays)
         return arrays
 
-    def clients(
-        self, cohort: Cohort, batching: Batching, seed: NDArray[np.uint32], round: int
-    ) -> tuple[Clients, ...]:
+    def clients(self, cohort: Cohort, batching: Batching, seed: NDArray[np.uint32], round: int) -> tuple[Clients, ...]:
         """The cohort's plan, one entry for each batch width that the federation has."""
         data, positions = cohort
         layout = self._layout(data, batching)
@@ -125,13 +123,13 @@ class Placement:
         layout: _Layout,
         cohort: int,
     ) -> Clients:
-        steps_room = self._reserve(width, cohort, len(made.index))
-        index = np.full((steps_room, made.index.shape[1]), -1, np.int32)
+        steps_room = self._reserve(width, cohort, len(made.rows))
+        index = np.full((steps_room, made.rows.shape[1]), -1, np.int32)
         first = np.repeat(np.asarray(data.starts)[at], made.steps)[:, None]
-        rows = np.where(made.index >= 0, made.index + first, 0)
+        rows = np.where(made.rows >= 0, made.rows + first, 0)
         if data.order is not None:
             rows = np.asarray(data.order)[rows] if len(data.order) else rows
-        index[: len(rows)] = np.where(made.index >= 0, rows, -1)
+        index[: len(rows)] = np.where(made.rows >= 0, rows, -1)
         spare = room(cohort) - len(at)
 
         def padded(values: NDArray[Any], dtype: Any) -> NDArray[Any]:

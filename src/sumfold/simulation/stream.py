@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Int32, UInt32
+from jaxtyping import Array, Bool, Int32
 
 from sumfold import keys, tree
 from sumfold.core.client import Briefing, ClientHalf, Keeping, Memory, Start, client_key
@@ -21,7 +21,7 @@ from sumfold.core.driver import Totals
 from sumfold.core.group import add
 from sumfold.core.round import Batch, Phase
 from sumfold.keys import Key
-from sumfold.tree import Tree
+from sumfold.tree import Leaf, Tree
 
 __all__ = ["Clients", "Table", "gather", "stream"]
 
@@ -30,19 +30,19 @@ class Clients(NamedTuple):
     """The plan of the clients whose batches have one width, as the host sends it.
 
     Attributes:
-        index: int32[T, B], rows of the flat examples, -1 for padding; T is at least the steps of all clients.
+        batches: int32[T, B], rows of the flat examples, -1 for padding; T is at least the steps of all clients.
         start, steps, rows, place: int32[K], first batch, number of batches, examples held, place in the cohort.
         code: uint32[K], see `sumfold.keys.code`.
-        count: int32[], how many of the K are clients; the rest is spare room, so that shapes stay.
+        number: int32[], how many of the K are clients; the rest is spare room, so that shapes stay.
     """
 
-    index: Int32[Array, "t b"]
-    start: Int32[Array, " k"]
-    steps: Int32[Array, " k"]
-    rows: Int32[Array, " k"]
-    place: Int32[Array, " k"]
-    code: UInt32[Array, " k"]
-    count: Int32[Array, ""]
+    batches: Leaf
+    start: Leaf
+    steps: Leaf
+    rows: Leaf
+    place: Leaf
+    code: Leaf
+    number: Leaf
 
 
 class Table(NamedTuple):
@@ -56,9 +56,9 @@ class Table(NamedTuple):
     """
 
     memory: Memory
-    seen: Array
+    seen: Bool[Array, " p"]
     kept: Tree
-    present: Array
+    present: Bool[Array, " p"]
 
 
 def gather(examples: Tree, rows: Int32[Array, " b"]) -> Batch:
@@ -104,7 +104,7 @@ def stream(
         key = client_key(run, i, number, clients.code[k])
 
         def step(t: Int32[Array, ""], state: Tree) -> Tree:
-            batch = gather(examples, clients.index[clients.start[k] + t])
+            batch = gather(examples, clients.batches[clients.start[k] + t])
             return half.step(start, state, batch, keys.at_step(key, t))
 
         state = half.init(start, key)
@@ -127,17 +127,18 @@ def stream(
         invalid = present & upload.finite & ~upload.weights_valid
         totals = Totals(
             parts,
-            tree.add(totals.metrics, upload.metrics),
+            tree.where(counted, tree.add(totals.metrics, upload.metrics), totals.metrics),
             totals.num_clients + counted,
             totals.num_non_finite_clients + (present & ~upload.finite),
             jnp.minimum(totals.invalid, jnp.where(invalid, place, totals.invalid)),
         )
         return totals, _keep(table, place, keeping, counted)
 
-    return lax.fori_loop(jnp.int32(0), clients.count, client, (totals, table))
+    totals, table = lax.fori_loop(jnp.int32(0), clients.number, client, (totals, table))
+    return totals, table
 
 
-def _keep(table: Table, place: Int32[Array, ""], keeping: Keeping, counted: Array) -> Table:
+def _keep(table: Table, place: Int32[Array, ""], keeping: Keeping, counted: Bool[Array, ""]) -> Table:
     """Commit what the client keeps; a client that was not counted keeps what it had."""
     memory = tree.where(counted, keeping.memory, _row(table.memory, place))
     return Table(

@@ -1,4 +1,4 @@
-"""Messages as bytes: a typed MessagePack header, then arrays in safetensors layout. No pickle, no structure from a peer.
+"""Messages as bytes: a typed MessagePack header, then arrays in safetensors layout. No pickle.
 
     4 bytes   magic "SUM1"
     4 bytes   length of the header, little-endian
@@ -43,6 +43,9 @@ class Limits(msgspec.Struct, frozen=True):
     depth: int = 16
 
 
+DEFAULT = Limits()
+
+
 def encode(header: msgspec.Struct, arrays: Sequence[NDArray[Any]] = ()) -> bytes:
     """One message.
 
@@ -57,7 +60,7 @@ def encode(header: msgspec.Struct, arrays: Sequence[NDArray[Any]] = ()) -> bytes
 
 
 def decode(
-    data: bytes, kind: type[_H], specs: Callable[[_H], Sequence[Spec]], limits: Limits = Limits()
+    data: bytes, kind: type[_H], specs: Callable[[_H], Sequence[Spec]], limits: Limits = DEFAULT
 ) -> tuple[_H, list[NDArray[Any]]]:
     """The header and arrays of one message, checked against what was expected.
 
@@ -73,7 +76,9 @@ def decode(
     if len(data) > limits.body_bytes:
         raise _refused("SF-WIRE-001", f"a message of {len(data):,} bytes", f"at most {limits.body_bytes:,}")
     if len(data) < 8 or data[:4] != _MAGIC:
-        raise _refused("SF-WIRE-002", f"{len(data):,} bytes that begin with {data[:4]!r}", f"a message, {_MAGIC!r} first")
+        raise _refused(
+            "SF-WIRE-002", f"{len(data):,} bytes that begin with {data[:4]!r}", f"a message, {_MAGIC!r} first"
+        )
     length = int.from_bytes(data[4:8], "little")
     if length > limits.header_bytes or 8 + length > len(data):
         raise _refused("SF-WIRE-003", f"a header of {length:,} bytes", f"at most {limits.header_bytes:,}, all present")
@@ -101,7 +106,8 @@ def _arrays(body: bytes, specs: Sequence[Spec]) -> list[NDArray[Any]]:
     for spec, array in zip(specs, arrays, strict=True):
         if array.shape != spec.shape or str(array.dtype) != spec.dtype:
             raise _refused(
-                "SF-WIRE-008", f"{spec.path or 'an array'} as {array.dtype}{list(array.shape)}",
+                "SF-WIRE-008",
+                f"{spec.path or 'an array'} as {array.dtype}{list(array.shape)}",
                 f"{spec.dtype}{list(spec.shape)}",
             )
     return arrays
@@ -124,30 +130,36 @@ def _check_depth(packed: bytes, depth: int) -> None:
                 raise _refused("SF-WIRE-009", f"a header nested deeper than {depth}", f"at most {depth} levels")
 
 
+_PAYLOAD = {
+    0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8,
+    0xD4: 2, 0xD5: 3, 0xD6: 5, 0xD7: 9, 0xD8: 17,
+}
+"""Bytes after the first of MessagePack's elements of fixed size."""
+
+_COUNTED = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xC7: 1, 0xC8: 2, 0xC9: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
+"""Width of the length of strings, binaries and extensions; those of an extension also have a byte for its type."""
+
+_CONTAINERS = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
+"""Width of the length of arrays and maps, and items an entry."""
+
+
 def _skip(packed: bytes, at: int, head: int) -> tuple[int, int]:
     """(next position, number of items that the element at `at` opens), by the MessagePack format's first byte."""
-    def size(n: int) -> int:
-        return int.from_bytes(packed[at + 1 : at + 1 + n], "big")
 
-    if head <= 0x7F or head >= 0xE0 or 0xC0 <= head <= 0xC3:
-        return at + 1, 0
-    if head <= 0x8F:
-        return at + 1, 2 * (head & 0x0F)
-    if head <= 0x9F:
-        return at + 1, head & 0x0F
-    if head <= 0xBF:
-        return at + 1 + (head & 0x1F), 0
-    fixed = {0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8,
-             0xD4: 2, 0xD5: 3, 0xD6: 5, 0xD7: 9, 0xD8: 17}
-    if head in fixed:
-        return at + 1 + fixed[head], 0
-    n = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xC7: 1, 0xC8: 2, 0xC9: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4,
-         0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}[head]
-    if head in {0xDC, 0xDD}:
-        return at + 1 + n, size(n)
-    if head in {0xDE, 0xDF}:
-        return at + 1 + n, 2 * size(n)
-    return at + 1 + n + size(n) + (1 if head in {0xC7, 0xC8, 0xC9} else 0), 0
+    def length(width: int) -> int:
+        return int.from_bytes(packed[at + 1 : at + 1 + width], "big")
+
+    payload, items = _PAYLOAD.get(head, 0), 0
+    if 0x80 <= head <= 0x9F:
+        items = (head & 0x0F) * (2 if head <= 0x8F else 1)
+    elif 0xA0 <= head <= 0xBF:
+        payload = head & 0x1F
+    elif head in _COUNTED:
+        payload = _COUNTED[head] + length(_COUNTED[head]) + (0xC7 <= head <= 0xC9)
+    elif head in _CONTAINERS:
+        payload, each = _CONTAINERS[head]
+        items = length(payload) * each
+    return at + 1 + payload, items
 
 
 def _refused(code: str, came: str, needed: str) -> WireError:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import export
 
 from sumfold import keys, tree
@@ -48,15 +47,17 @@ def export_plan(
     """
     half = client_half(round.phases[phase])
     briefing, kept, batch = tree.shapes(briefing), tree.shapes(kept), tree.shapes(batch)
-    key = jax.ShapeDtypeStruct((2,), jnp.dtype("uint32"))
-    number = jax.ShapeDtypeStruct((), jnp.dtype("int32"))
+    key = tree.shape((2,), "uint32")
+    number = tree.shape((), "int32")
     memory = jax.eval_shape(half.fresh, briefing, kept)
     start = Start(briefing, memory, kept, number)
     carry = jax.eval_shape(lambda s, k: half.init(s, keys.typed(k)), start, key)
 
     programs = _programs(half, (start, carry, batch))
     inputs: dict[str, tuple[Tree, ...]] = {
-        "fresh": (briefing, kept), "init": (start, key), "finish": (start, carry, key),
+        "fresh": (briefing, kept),
+        "init": (start, key),
+        "finish": (start, carry, key),
     }
     if batch is not None:
         inputs["step"] = (start, carry, batch, key, number)
@@ -66,13 +67,19 @@ def export_plan(
             for name, given in inputs.items()
         }
     upload, keeping = jax.eval_shape(lambda s, c, k: half.finish(s, c, keys.typed(k)), start, carry, key)
-    stages = round.phases[phase].aggregate
+    stages, b = round.phases[phase].aggregate, round.phases[phase].work.batching
     manifest = PlanManifest(
         round.name,
         phase,
-        *(tree.specs(t) for t in (briefing, kept, memory, carry, batch, (upload.parts, upload.metrics), keeping)),
+        briefing=tree.specs(briefing),
+        kept=tree.specs(kept),
+        memory=tree.specs(memory),
+        carry=tree.specs(carry),
+        batch=tree.specs(batch),
+        upload=tree.specs((upload.parts, upload.metrics)),
+        keeping=tree.specs(keeping),
         groups={part: (stage.group or add).kind for part, stage in stages.items()},
-        batching=tuple(round.phases[phase].work.batching),
+        batching=(b.size, b.epochs, b.shuffle, b.max_steps, b.drop_remainder),
         programs={name: bytes(e.serialize()) for name, e in exported.items()},
     )
     return codec.encode(manifest)
@@ -81,37 +88,38 @@ def export_plan(
 @contextlib.contextmanager
 def _no_source_locations() -> Iterator[None]:
     """Keep file names and lines of the model out of the programs."""
-    before = jax.config.jax_traceback_in_locations_limit
-    jax.config.update("jax_traceback_in_locations_limit", 0)
+    config: Any = jax.config
+    before = config.jax_traceback_in_locations_limit
+    config.update("jax_traceback_in_locations_limit", 0)
     try:
         yield
     finally:
-        jax.config.update("jax_traceback_in_locations_limit", before)
+        config.update("jax_traceback_in_locations_limit", before)
 
 
 def _programs(half: ClientHalf, shapes: tuple[Start, Tree, Batch | None]) -> dict[str, Callable[..., Any]]:
     """The client half as functions of flat lists of leaves."""
-    start_tree, carry_tree, batch_tree = (jax.tree.structure(t) for t in shapes)
-    briefing_tree = jax.tree.structure(shapes[0].briefing)
-    kept_tree = jax.tree.structure(shapes[0].kept)
+    start_tree, carry_tree, batch_tree = (tree.structure(t) for t in shapes)
+    briefing_tree, kept_tree = tree.structure(shapes[0].briefing), tree.structure(shapes[0].kept)
+    un = tree.unflatten
 
     def fresh(briefing: list[Any], kept: list[Any]) -> list[Any]:
-        return jax.tree.leaves(half.fresh(briefing_tree.unflatten(briefing), kept_tree.unflatten(kept)))
+        return jax.tree.leaves(half.fresh(un(briefing_tree, briefing), un(kept_tree, kept)))
 
     def init(start: list[Any], key: list[Any]) -> list[Any]:
-        return jax.tree.leaves(half.init(start_tree.unflatten(start), keys.typed(key[0])))
+        return jax.tree.leaves(half.init(un(start_tree, start), keys.typed(key[0])))
 
     def step(start: list[Any], carry: list[Any], batch: list[Any], key: list[Any], t: list[Any]) -> list[Any]:
         step_key = keys.at_step(keys.typed(key[0]), t[0])
-        after = half.step(
-            start_tree.unflatten(start), carry_tree.unflatten(carry), batch_tree.unflatten(batch), step_key
-        )
+        after = half.step(un(start_tree, start), un(carry_tree, carry), un(batch_tree, batch), step_key)
         return jax.tree.leaves(after)
 
     def finish(start: list[Any], carry: list[Any], key: list[Any]) -> tuple[list[Any], list[Any], Any, Any]:
-        upload, keeping = half.finish(start_tree.unflatten(start), carry_tree.unflatten(carry), keys.typed(key[0]))
+        upload, keeping = half.finish(un(start_tree, start), un(carry_tree, carry), keys.typed(key[0]))
         return (
-            jax.tree.leaves((upload.parts, upload.metrics)), jax.tree.leaves(keeping), upload.finite,
+            jax.tree.leaves((upload.parts, upload.metrics)),
+            jax.tree.leaves(keeping),
+            upload.finite,
             upload.weights_valid,
         )
 

@@ -1,0 +1,450 @@
+"""A run on disk: two states, the history, and what may go on from them.
+
+    runs/heart/
+        round-00000011.safetensors      the state after 11 rounds, the run's identity, how much of the history it knows
+        round-00000012.safetensors
+        history.jsonl                   one line a round, with the evaluation after it; only ever appended to
+        .lock                           held by the process that trains here; the system releases it when that one dies
+
+The history is on disk before the state that counts on it. A state knows the history's length and a digest chained
+over its lines: what a crash left behind it is cut off, and a history that was changed is noticed. Both are written so
+that a crash at any instruction leaves the previous pair whole. Nothing in these files depends on a clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jaxprs
+
+from sumfold import keys, tree
+from sumfold.core import files
+from sumfold.core.client import Briefing, Start, client_half
+from sumfold.core.driver import State, Totals, nothing, play
+from sumfold.core.group import add
+from sumfold.core.round import Batch
+from sumfold.data import Federation
+from sumfold.errors import CheckpointError
+from sumfold.keys import Key
+from sumfold.learning.process import Process
+from sumfold.tree import Tree
+
+__all__ = ["Log", "Saved", "folder", "identity", "program", "resume", "save"]
+
+HISTORY = "history.jsonl"
+_FORMAT = "1"
+_KEPT = 2
+_NAME = re.compile(r"round-(\d{8,})\.safetensors")
+_WORDS = {
+    "algorithm": "the algorithm",
+    "model": "the model",
+    "arrays": "the fingerprint of the state's arrays",
+    "program": "the program (loss, optimizers, their rates, batching, weighting)",
+    "seed": "the seed",
+    "federation": "the federation's fingerprint",
+    "clients_per_round": "clients_per_round",
+    "start": "the state that it began with",
+}
+
+
+class Log(NamedTuple):
+    """How much of a history file is known.
+
+    Attributes:
+        lines, nbytes: its length.
+        digest: blake2b chained over the lines, in hex.
+
+    Example:
+        >>> Log().extended([b"{}\\n"]).nbytes
+        3
+    """
+
+    lines: int = 0
+    nbytes: int = 0
+    digest: str = ""
+
+    def extended(self, lines: Iterable[bytes]) -> Log:
+        """The log with these lines after it."""
+        log = self
+        for line in lines:
+            digest = hashlib.blake2b(bytes.fromhex(log.digest) + line, digest_size=16).hexdigest()
+            log = Log(log.lines + 1, log.nbytes + len(line), digest)
+        return log
+
+
+class Saved(NamedTuple):
+    """What was read back.
+
+    Attributes:
+        state: after the last saved round.
+        entries: one a round: ``{"round": …, "metrics": …, "evaluation": … or None}``.
+        log: the length and digest of the history.
+        stopped_before: how many rounds were asked for when a callback stopped the run; 0 if none did.
+    """
+
+    state: State
+    entries: list[dict[str, Any]]
+    log: Log
+    stopped_before: int
+
+
+@contextlib.contextmanager
+def folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """The checkpoint folder, made if needed, held against other processes until the block ends.
+
+    Raises:
+        CheckpointError: when it is no folder, cannot be made (SF-CKPT-010), or is in use (SF-CKPT-011).
+
+    Example:
+        >>> import tempfile
+        >>> with folder(tempfile.mkdtemp()) as here:
+        ...     sorted(file.name for file in here.iterdir())
+        ['.lock']
+    """
+    here = Path(path)
+    try:
+        here.mkdir(parents=True, exist_ok=True)
+        lock = os.open(here / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise CheckpointError(
+            "SF-CKPT-010",
+            f"checkpoint={str(path)!r}: {error.strerror}",
+            "a folder that can be made and written to",
+            "choose another folder",
+        ) from error
+    try:
+        if not _held(lock):
+            owner = os.read(lock, 64).decode(errors="replace").strip()
+            raise CheckpointError(
+                "SF-CKPT-011",
+                f"checkpoint={str(path)!r} is in use" + (f" by process {owner}" if owner else ""),
+                "a folder in which nobody else trains",
+                "wait until it is done, or choose another folder",
+            )
+        with contextlib.suppress(OSError):  # a full disk: the number is only for the message above
+            os.truncate(lock, 0)
+            os.write(lock, str(os.getpid()).encode())
+        yield here
+    finally:
+        os.close(lock)
+
+
+def _held(lock: int) -> bool:
+    """Whether the lock is ours now; a file system without locks is taken at its word."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+# -- writing --------------------------------------------------------------------------------------------
+
+
+def save(
+    here: Path,
+    log: Log,
+    state: State,
+    entries: Iterable[Mapping[str, Any]],
+    identity: Mapping[str, str],
+    stopped_before: int = 0,
+) -> Log:
+    """Append to the history, then write the state; keep this state and the one before.
+
+    Args:
+        here: from `folder`.
+        log: what `resume` or the last `save` gave.
+        state: after the last of the rounds.
+        entries: the rounds since `log`.
+        identity: from `identity`.
+        stopped_before: as in `Saved`.
+
+    Raises:
+        CheckpointError: when something cannot be written; what was saved before is untouched.
+    """
+    lines = [json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in entries]
+    _append(here / HISTORY, log, b"".join(lines))
+    log = log.extended(lines)
+    notes = {
+        "checkpoint": _FORMAT,
+        "identity": json.dumps(identity, sort_keys=True),
+        "history": json.dumps(log),
+        "stopped_before": str(stopped_before),
+        "engine": "{}",
+    }
+    number = int(state.round)
+    files.write(here / f"round-{number:08d}.safetensors", _ordered(files.pack(state, notes)))
+    _prune(here, number)
+    return log
+
+
+def _append(path: Path, log: Log, data: bytes) -> None:
+    """Write `data` behind what the log knows of the file, and wait until it is on disk."""
+    if not data and log.lines:
+        return
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            shrunk = os.fstat(file).st_size < log.nbytes
+            if not shrunk:
+                os.ftruncate(file, log.nbytes)
+                os.lseek(file, log.nbytes, os.SEEK_SET)
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(file, view) :]
+                os.fsync(file)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise CheckpointError(
+            "SF-CKPT-012",
+            f"{path} could not be written: {error.strerror} ({len(data):,} bytes)",
+            "a folder that is writable and has room",
+            "make room and run the same call again: it goes on after the last saved round",
+        ) from error
+    if shrunk:
+        raise CheckpointError(
+            "SF-CKPT-013",
+            f"{path} became shorter than the {log.nbytes:,} bytes that were written to it",
+            "a folder that nobody else changes while a run trains",
+            "begin anew in another folder, or restore a copy",
+        )
+
+
+def _ordered(data: bytes) -> bytes:
+    """The same safetensors bytes with the header's notes in order: their writer shuffles them in every process."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def _prune(here: Path, number: int) -> None:
+    """Remove all states but the last two up to `number`; later ones are damaged, or they would have been used."""
+    found = _states(here)
+    keep = [n for n in sorted(found) if n <= number][-_KEPT:]
+    stale = [file for n, file in found.items() if n not in keep] + list(here.glob(".round-*.safetensors.*"))
+    for file in stale:
+        with contextlib.suppress(OSError):
+            file.unlink()
+
+
+def _states(here: Path) -> dict[int, Path]:
+    matches = [(_NAME.fullmatch(file.name), file) for file in here.iterdir()]
+    return {int(match[1]): file for match, file in matches if match}
+
+
+# -- reading --------------------------------------------------------------------------------------------
+
+
+def resume(here: Path, identity: Mapping[str, str], warn: Callable[[str], None]) -> Saved | None:
+    """The newest whole checkpoint, or None in a folder without any.
+
+    Args:
+        here: from `folder`.
+        identity: of the run that wants to go on.
+        warn: is told when a damaged checkpoint was passed over.
+
+    Raises:
+        CheckpointError: when all are damaged (SF-CKPT-014), or they belong to another run (SF-CKPT-015), naming what
+            differs and both values.
+    """
+    damaged: list[str] = []
+    for _, file in sorted(_states(here).items(), reverse=True):
+        try:
+            saved, theirs = _read(file)
+        except CheckpointError as error:
+            damaged.append(error.came)
+            continue
+        _recognise(here, theirs, identity)
+        if damaged:
+            warn(f"{'; '.join(damaged)}; going on from the older {file.name}, after round {int(saved.state.round)}")
+        return saved
+    if damaged:
+        raise CheckpointError(
+            "SF-CKPT-014",
+            f"no checkpoint in {here} is whole: {'; '.join(damaged)}",
+            "one whole checkpoint and its history",
+            "restore a copy of the folder, or begin anew in another one",
+        )
+    return None
+
+
+def _read(file: Path) -> tuple[Saved, dict[str, str]]:
+    try:
+        data = file.read_bytes()
+        notes = files.notes(data, str(file))
+        if notes.get("checkpoint") != _FORMAT:
+            raise _unusable(f"{file} is not a checkpoint of this version of Sumfold")
+        log = Log(*json.loads(notes["history"]))
+        with open(file.parent / HISTORY, "rb") as history:
+            lines = history.read(log.nbytes).splitlines(keepends=True)
+    except OSError as error:
+        raise _unusable(f"{error.filename or file}: {error.strerror}") from error
+    if Log().extended(lines) != log:
+        raise _unusable(f"{HISTORY} is damaged or truncated: it does not match {file.name}")
+    state = files.unpack(data, str(file))
+    if not isinstance(state, State):
+        raise _unusable(f"{file} holds no state")
+    saved = Saved(state, [json.loads(line) for line in lines], log, int(notes["stopped_before"]))
+    return saved, json.loads(notes["identity"])
+
+
+def _unusable(why: str) -> CheckpointError:
+    return CheckpointError(
+        "SF-CKPT-016", why, "a whole checkpoint and its history", "an older one is used if there is one"
+    )
+
+
+# -- identity -------------------------------------------------------------------------------------------
+
+
+def identity(
+    process: Process, federation: Federation, state: State, clients_per_round: str, start: State | None
+) -> dict[str, str]:
+    """What a run is: whoever goes on with its checkpoint must agree in every field that both have.
+
+    The runtime is no part of it, nor is the number of rounds.
+
+    Args:
+        process: the algorithm.
+        federation: the clients.
+        state: the state before the first round.
+        clients_per_round: in words.
+        start: the caller's own first state, if there was one.
+    """
+    seed = (int(state.seed[0]) << 32) + int(state.seed[1])
+    fields = {
+        "algorithm": process.round.name,
+        "model": process.model.name if process.model else None,
+        "arrays": np.asarray(state.fingerprint).tobytes().hex(),
+        "program": program(process, process._check(federation, state)),
+        "seed": str(seed),
+        "federation": federation.fingerprint(),
+        "clients_per_round": clients_per_round,
+        "start": None if start is None else hashlib.blake2b(_ordered(files.pack(start)), digest_size=16).hexdigest(),
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _recognise(here: Path, theirs: Mapping[str, str], mine: Mapping[str, str]) -> None:
+    differing = [name for name in _WORDS if name in theirs and name in mine and theirs[name] != mine[name]]
+    if "program" in differing and _version(theirs) != _version(mine):
+        differing.remove("program")  # another JAX writes the same program differently
+    if differing:
+        found = "; ".join(f"{_WORDS[name]} is {theirs[name]} there and {mine[name]} here" for name in differing)
+        raise CheckpointError(
+            "SF-CKPT-015",
+            f"the checkpoint in {here} belongs to another run: {found}",
+            "the run that this folder was begun with",
+            "call train as before to go on with it, or choose another folder for this run",
+        )
+
+
+def _version(fields: Mapping[str, str]) -> str:
+    return fields["program"].partition(" ")[0]
+
+
+def program(process: Process, batch: Batch | None) -> str | None:
+    """A hash of all that one round computes, the same in every process; None for what cannot be traced.
+
+    The round is traced with one client that takes one step; names of functions and variables do not count, and every
+    operation and constant does: another learning rate or loss is another program.
+
+    Args:
+        process: the algorithm.
+        batch: the shapes of a batch; None where no client has examples.
+    """
+    algorithm, template = process.round, process._template
+
+    def traced(algorithm: Tree, stages: Tree, batch: Batch | None, key: Key) -> Tree:
+        def sigma(i: int, briefing: Briefing, kept: Tree) -> tuple[Totals, Tree]:
+            phase, half = round.phases[i], client_half(round.phases[i])
+            start = Start(briefing, half.fresh(briefing, kept), kept, jnp.int32(1))
+            carry = half.init(start, key)
+            if batch is not None:
+                carry = half.step(start, carry, batch, key)
+            upload, keeping = half.finish(start, carry, key)
+            totals = nothing(round, i, briefing, kept, 1)
+            parts = {
+                part: (stage.group or add).accumulate(totals.parts[part], upload.parts[part], jnp.int32(0))
+                for part, stage in phase.aggregate.items()
+            }
+            metrics = tree.add(totals.metrics, upload.metrics)
+            return totals._replace(parts=parts, metrics=metrics), keeping.kept
+
+        return play(round, algorithm, stages, key, jnp.int32(0), sigma, ())
+
+    key = jax.eval_shape(lambda: keys.typed(jnp.zeros(2, jnp.uint32)))
+    try:
+        closed = jax.make_jaxpr(traced)(template.algorithm, template.stages, batch, key)
+    except Exception:  # client work that is no array program, or a model that traces under its runtime only
+        return None
+    batching = [tuple(phase.work.batching) for phase in round.phases]
+    ready = process.batching is None
+    return f"jax-{jax.__version__} {_hash(f'{_canonical(closed)} {batching} {ready}')}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _canonical(value: Any) -> str:
+    """A parameter of a traced program as text without addresses; of what is only an object, its type."""
+    if isinstance(value, jaxprs.ClosedJaxpr):
+        return _hash(_equations(value.jaxpr) + "".join(map(_canonical, value.consts)))
+    if isinstance(value, jaxprs.Jaxpr):
+        return _hash(_equations(value))
+    if isinstance(value, (jax.Array, np.ndarray)):
+        data = jax.random.key_data(value) if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) else value
+        array = np.ascontiguousarray(data)
+        return f"{array.dtype}{array.shape}{hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest()}"
+    if value is None or isinstance(value, (str, int, float, complex, np.generic, np.dtype, Enum)):
+        return repr(value)
+    if isinstance(value, (tuple, list)):
+        return f"({','.join(map(_canonical, value))})"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{name}:{_canonical(value[name])}' for name in sorted(value, key=str))}}}"
+    return type(value).__name__
+
+
+def _equations(jaxpr: Any) -> str:
+    """A jaxpr as text, its variables numbered in the order in which they appear."""
+    numbers: dict[Any, int] = {}
+    count = itertools.count()
+
+    def named(variable: Any) -> str:
+        if isinstance(variable, jaxprs.Literal):
+            return f"{_canonical(variable.val)}:{variable.aval}"
+        if variable not in numbers:
+            numbers[variable] = next(count)
+        return f"{numbers[variable]}:{variable.aval}"
+
+    def line(equation: Any) -> str:
+        params = {name: value for name, value in equation.params.items() if name != "name"}
+        inputs, outputs = (" ".join(map(named, ends)) for ends in (equation.invars, equation.outvars))
+        return f"{outputs} = {equation.primitive.name}{_canonical(params)} {inputs}"
+
+    inputs = " ".join(map(named, (*jaxpr.constvars, *jaxpr.invars)))
+    body = [line(equation) for equation in jaxpr.eqns]
+    return "\n".join([inputs, *body, " ".join(map(named, jaxpr.outvars))])

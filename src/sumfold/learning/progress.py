@@ -1,0 +1,104 @@
+"""What a person sees while a run trains: a bar on a terminal, plain lines elsewhere, or nothing. All on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+__all__ = ["Display", "shown"]
+
+_LINES = 20
+
+
+class Display(NamedTuple):
+    """Where a run shows itself.
+
+    Attributes:
+        done: (rounds finished, clients of the last one, values such as ``"loss 0.512"``) -> None.
+        say: a line of text -> None.
+    """
+
+    done: Callable[[int, int, str], None]
+    say: Callable[[str], None]
+
+
+@contextlib.contextmanager
+def shown(rounds: int, before: int, progress: bool) -> Iterator[Display]:
+    """A `Display` of `rounds` rounds of which `before` were finished earlier.
+
+    Example:
+        >>> with shown(rounds=10, before=0, progress=False) as display:
+        ...     display.done(1, 100, "loss 0.512")
+    """
+    if not progress:
+        yield Display(lambda *_: None, lambda _: None)
+        return
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    with (_bar if console.is_terminal else _lines)(console, rounds, before) as display:
+        yield display
+
+
+@contextlib.contextmanager
+def _bar(console: Any, rounds: int, before: int) -> Iterator[Display]:
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("round {task.completed:.0f}/{task.total:.0f}"),
+        BarColumn(),
+        TextColumn("{task.fields[values]}", markup=False),
+        TextColumn("{task.fields[pace]}", markup=False),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=rounds, completed=before, values="", pace="")
+        pace = _pace(rounds, before)
+
+        def done(finished: int, clients: int, values: str) -> None:
+            bar.update(task, completed=finished, values=values, pace=pace(finished, clients))
+
+        yield Display(done, lambda text: bar.console.print(text, markup=False))
+
+
+@contextlib.contextmanager
+def _lines(console: Any, rounds: int, before: int) -> Iterator[Display]:
+    every, pace = max(1, rounds // _LINES), _pace(rounds, before)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    def done(finished: int, clients: int, values: str) -> None:
+        measured = pace(finished, clients)
+        if finished % every == 0 or finished == rounds:
+            say("  ".join(word for word in (f"round {finished}/{rounds}", values, measured) if word))
+
+    yield Display(done, say)
+
+
+def _pace(rounds: int, before: int) -> Callable[[int, int], str]:
+    """(rounds finished, clients) -> clients a second and time left; the first round, which compiles, is left out."""
+    began, first, clients_since = time.perf_counter(), before, 0
+
+    def pace(finished: int, clients: int) -> str:
+        nonlocal began, first, clients_since
+        now = time.perf_counter()
+        elapsed, clients_since = max(now - began, 1e-9), clients_since + clients
+        left = elapsed / (finished - first) * (rounds - finished)
+        text = f"{_short(clients_since / elapsed)} clients/s" + (f"  {_clock(left)} left" if left else "")
+        if first == before:
+            began, first, clients_since = now, finished, 0
+        return text
+
+    return pace
+
+
+def _short(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

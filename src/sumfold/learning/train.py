@@ -1,0 +1,366 @@
+"""The loop: training is a fold over rounds, kept on disk, shown, and stopped when asked."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from types import FrameType
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from sumfold import keys
+from sumfold.core.driver import State, recognise
+from sumfold.data import Federation
+from sumfold.data.clients import as_federation
+from sumfold.errors import CheckpointError, CompositionError, DataError, user_facing
+from sumfold.learning import checkpoint as checkpoints
+from sumfold.learning.callbacks import Callback, EarlyStopping, Event
+from sumfold.learning.history import History, entries, headline, plain, scalars
+from sumfold.learning.process import Process
+from sumfold.learning.progress import shown
+from sumfold.models.model import unpack
+
+__all__ = ["train"]
+
+Ids: TypeAlias = Sequence[Any] | None
+"""A cohort; None is everybody."""
+
+_log = logging.getLogger("sumfold")
+
+
+@user_facing
+def train(
+    process: Process,
+    train: Any,
+    *,
+    rounds: int,
+    clients_per_round: int | None = None,
+    seed: int = 0,
+    evaluate: Any = None,
+    evaluate_every: int = 1,
+    cohorts: Iterable[Any] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 1,
+    callbacks: Iterable[Callback] = (),
+    progress: bool = True,
+    state: State | None = None,
+) -> History:
+    """Train for a number of rounds, and go on where an earlier call with the same checkpoint folder stopped.
+
+    The same call gives the same bytes, whether it ran through or was killed and started again any number of times.
+    Ctrl-C stops after the round, saved; a second Ctrl-C stops at once.
+
+    Args:
+        process: the algorithm.
+        train: client data, as `Process.next` takes it.
+        rounds: how many in all; rounds that the checkpoint has, or that `state` has behind it, count.
+        clients_per_round: how many are drawn, uniformly and without replacement; None is everybody.
+        seed: everything random is a function of it.
+        evaluate: a `Federation` (pooled; example weights are not used), ``(x, y)``, or ``fn(weights) -> dict``.
+        evaluate_every: rounds from one evaluation to the next; the last round is always followed by one.
+        cohorts: instead of `clients_per_round`, an iterable of id lists, one a round, from round 0.
+        checkpoint: a folder of this run's own; made if needed.
+        checkpoint_every: rounds from one saved state to the next; the last one is always saved.
+        callbacks: functions ``fn(event) -> None | "stop"``, see `sumfold.learning.callbacks`.
+        progress: show a bar on a terminal, plain lines elsewhere; False prints nothing.
+        state: where to begin instead of ``process.initialize(seed)``, whose seed then counts.
+
+    Raises:
+        DataError: for client data that cannot be used, a cohort larger than the federation, or too few cohorts.
+        CompositionError: for another argument that cannot be used.
+        CheckpointError: for a folder that holds another run, is damaged, in use, or cannot be written.
+        StateError: for a `state` of another algorithm or model.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np, optax, sumfold as sf
+        >>> model = sf.models.from_functions(lambda key: jnp.float32(0), lambda w, x: w * x, lambda o, y: (o - y) ** 2)
+        >>> process = sf.learning.fed_avg(model, optax.sgd(0.1))
+        >>> x = np.ones(2, np.float32)
+        >>> history = sf.learning.train(process, {"a": (x, 2 * x), "b": (x, 2 * x)}, rounds=20, clients_per_round=1,
+        ...                    evaluate=(x, 2 * x), evaluate_every=10, progress=False)
+        >>> [entry["round"] for entry in history.evaluations], round(float(process.get_model_weights(history.state)), 2)
+        ([9, 19], 1.98)
+    """
+    for name, value, least in (
+        ("rounds", rounds, 0),
+        ("evaluate_every", evaluate_every, 1),
+        ("checkpoint_every", checkpoint_every, 1),
+    ):
+        _require_whole(name, value, least)
+    listeners = _listeners(callbacks, evaluate)
+    federation, _ = as_federation(train, None, {})
+    _check_cohorts(federation, clients_per_round, cohorts, rounds)
+    measure = _evaluation(process, evaluate)
+    began = process.initialize(seed) if state is None else recognise(process.round, process._template, state)
+    history, log, until = History(began, [], []), checkpoints.Log(), rounds
+
+    with contextlib.ExitStack() as stack:
+        here, identity, damaged = None, {}, list[str]()
+        if checkpoint is not None:
+            here = stack.enter_context(checkpoints.folder(checkpoint))
+            chosen = "given by cohorts" if cohorts is not None else str(clients_per_round or "everybody")
+            identity = checkpoints.identity(process, federation, began, chosen, state)
+            saved = checkpoints.resume(here, identity, damaged.append)
+            if saved is not None:
+                history, log = _restored(process, saved, rounds), saved.log
+                until = int(history.state.round) if history.stopped else rounds
+
+        def keep() -> checkpoints.Log:
+            """Save what is not saved yet."""
+            if here is None:
+                return log
+            stopped_before = rounds if history.stopped == "callback" else 0
+            new = entries(history, log.lines)
+            return checkpoints.save(here, log, history.state, new, identity, stopped_before)
+
+        before = int(history.state.round)
+        display = stack.enter_context(shown(max(until, before), before, progress))
+        for text in damaged:
+            _warn(text, display.say)
+        if history.metrics:
+            display.say(f"{here}: {'all' if before >= until else 'going on after'} {before} rounds")
+        interrupted = stack.enter_context(_interruptible(display.say))
+        try:
+            for ids in _cohorts(federation, clients_per_round, cohorts, begin, before, last):
+                trained = _trained(process, federation, ids, history)
+                done = int(trained.state.round)
+                due = done % evaluate_every == 0 or done == last
+                history = _evaluated(measure, trained) if due else trained
+                history = _told(listeners, "round_end", history)
+                if history.stopped and not due:
+                    history = _evaluated(measure, history)
+                if measure and (due or history.stopped):
+                    history = _told(listeners, "evaluation", history)
+                if interrupted() and not history.stopped:
+                    history = dataclasses.replace(history, stopped="interrupted")
+                # A stop is saved together with the round that it follows: no crash can come between the two.
+                if checkpoint is not None and (history.stopped or done % checkpoint_every == 0 or done == last):
+                    keep(history)
+                    saved_as, history = history.stopped, _told(listeners, "checkpoint", history)
+                    if history.stopped != saved_as:
+                        keep(history)
+                display.done(done, len(federation) if ids is None else len(ids), _numbers(history))
+                if history.stopped:
+                    break
+        except Exception:
+            if len(history.metrics) > log.lines:
+                with contextlib.suppress(CheckpointError):
+                    keep(history)
+            raise
+    return history
+
+
+# -- one round
+
+
+def _trained(process: Process, federation: Federation, ids: Ids, history: History) -> History:
+    state, metrics = process.next(history.state, federation, clients=ids)
+    return dataclasses.replace(history, state=state, metrics=[*history.metrics, plain(metrics)])
+
+
+def _evaluated(measure: Callable[[State], Any] | None, history: History) -> History:
+    if measure is None:
+        return history
+    number, values = int(history.state.round) - 1, measure(history.state)
+    try:
+        entry = plain(dict(values))
+    except (TypeError, ValueError) as error:
+        raise CompositionError(
+            "SF-TRAIN-008",
+            f"the evaluation of round {number} returned a {type(values).__name__} ({error})",
+            "a dict of numbers by name",
+            'return for example {"accuracy": 0.9}',
+        ) from error
+    return dataclasses.replace(history, evaluations=[*history.evaluations, {**entry, "round": number}])
+
+
+def _told(
+    listeners: list[Callback], kind: Literal["round_end", "evaluation", "checkpoint"], history: History
+) -> History:
+    """The history, stopped if a callback asks for it; all callbacks are told."""
+    number = int(history.state.round) - 1
+    metrics = history.evaluations[-1] if kind == "evaluation" else history.metrics[-1]
+    answers = [callback(Event(kind, number, metrics, history, history.state)) for callback in listeners]
+    for callback, answer in zip(listeners, answers, strict=True):
+        if answer is not None and answer != "stop":
+            raise CompositionError(
+                "SF-TRAIN-011",
+                f"the callback {getattr(callback, '__name__', callback)!s} returned {answer!r}",
+                'None or "stop"',
+                'return "stop" to end the run after this round, and nothing otherwise',
+            )
+    return dataclasses.replace(history, stopped="callback") if "stop" in answers else history
+
+
+# -- cohorts and evaluation
+
+
+def _check_cohorts(federation: Federation, clients_per_round: Any, cohorts: Any, rounds: int) -> None:
+    if clients_per_round is not None and cohorts is not None:
+        raise DataError(
+            "SF-TRAIN-003",
+            f"clients_per_round={clients_per_round!r} and cohorts",
+            "one of the two",
+            "leave clients_per_round out: each list in cohorts says who takes part",
+        )
+    if clients_per_round is not None:
+        whole = isinstance(clients_per_round, (int, np.integer)) and not isinstance(clients_per_round, bool)
+        if not whole or not 1 <= clients_per_round <= len(federation):
+            raise DataError(
+                "SF-TRAIN-004",
+                f"clients_per_round={clients_per_round!r} of a federation of {len(federation)} clients",
+                f"a whole number from 1 to {len(federation)}",
+                "ask for fewer, or leave it out for everybody",
+            )
+    if cohorts is None:
+        return
+    if isinstance(cohorts, (str, bytes)) or not isinstance(cohorts, Iterable):
+        raise DataError(
+            "SF-TRAIN-005",
+            f"cohorts as a {type(cohorts).__name__}",
+            "an iterable of id lists, one a round",
+            "pass for example [['a', 'b'], ['c']]",
+        )
+    if isinstance(cohorts, Sized) and len(cohorts) < rounds:
+        raise _no_cohort(len(cohorts), rounds)
+
+
+def _no_cohort(number: int, rounds: int) -> DataError:
+    return DataError(
+        "SF-TRAIN-006",
+        f"cohorts end before round {number}",
+        f"one list of ids for each of the {rounds} rounds",
+        "pass more cohorts, or ask for fewer rounds",
+    )
+
+
+def _cohorts(
+    federation: Federation,
+    clients_per_round: int | None,
+    cohorts: Iterable[Any] | None,
+    begin: State,
+    before: int,
+    last: int,
+) -> Iterator[Ids]:
+    """The cohorts of rounds `before` to `last`; a draw depends on the seed and the round's number alone."""
+    given = None if cohorts is None else itertools.islice(cohorts, before, None)
+    for number in range(before, last):
+        if given is not None:
+            ids = next(given, None)
+            if ids is None:
+                raise _no_cohort(number, last)
+            yield ids if hasattr(ids, "__len__") else list(ids)
+        elif clients_per_round is None:
+            yield None
+        else:
+            generator = keys.generator(begin.seed, purpose="cohort", round=number)
+            drawn = generator.choice(len(federation), int(clients_per_round), replace=False, shuffle=False)
+            yield [federation.ids[position] for position in np.sort(drawn).tolist()]
+
+
+def _evaluation(process: Process, evaluate: Any) -> Callable[[State], Any] | None:
+    """State -> what was measured."""
+    if evaluate is None:
+        return None
+    if callable(evaluate):
+        return lambda state: evaluate(process.get_model_weights(state))
+    model = process.model
+    if model is None:
+        raise CompositionError(
+            "SF-TRAIN-007",
+            f"evaluate as a {type(evaluate).__name__}, and {process.round.name!r} has no model",
+            "a model that can be evaluated",
+            "read the result from the metrics, or watch the run with a callback",
+        )
+    pooled = evaluate if isinstance(evaluate, tuple) else as_federation(evaluate, None, {})[0].pooled()
+    x, y, _ = unpack(pooled)
+    return lambda state: model.evaluate(process.get_model_weights(state), x, y)
+
+
+# -- callbacks, messages and Ctrl-C
+
+
+def _listeners(callbacks: Any, evaluate: Any) -> list[Callback]:
+    listed = [callbacks] if callable(callbacks) else list(callbacks)
+    for callback in listed:
+        if not callable(callback):
+            raise CompositionError(
+                "SF-TRAIN-009",
+                f"a {type(callback).__name__} among the callbacks",
+                'fn(event) -> None | "stop"',
+                "pass functions, or objects of sumfold.callbacks",
+            )
+        if isinstance(callback, EarlyStopping) and evaluate is None:
+            raise CompositionError(
+                "SF-TRAIN-010",
+                f"{callback} and no evaluation",
+                "evaluations to watch",
+                "pass evaluate=test",
+            )
+    return listed
+
+
+def _restored(process: Process, saved: checkpoints.Saved, rounds: int) -> History:
+    return History(
+        recognise(process.round, process._template, saved.state),
+        [entry["metrics"] for entry in saved.entries],
+        [{"round": e["round"], **e["evaluation"]} for e in saved.entries if e["evaluation"] is not None],
+        "callback" if saved.stopped_before >= max(rounds, 1) else None,
+    )
+
+
+def _numbers(history: History) -> str:
+    """The numbers of the last round and the last evaluation, in words."""
+    evaluated = history.evaluations[-1] if history.evaluations else {}
+    named = [(*item, "") for item in headline(history.metrics[-1]).items()]
+    named += [(*item, "evaluation ") for item in scalars(evaluated).items()]
+    return "  ".join(f"{of}{name} {value:.4g}" for name, value, of in named)
+
+
+def _warn(text: str, say: Callable[[str], None]) -> None:
+    """Log a warning, and show it where the log is not on the screen already."""
+    _log.warning("%s", text)
+    if _log.hasHandlers():
+        say(text)
+
+
+@contextlib.contextmanager
+def _interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed; a second one raises KeyboardInterrupt. Elsewhere than in the main thread: never."""
+    main = threading.current_thread() is threading.main_thread()
+    previous = signal.getsignal(signal.SIGINT) if main else None
+    if previous is None or previous is signal.SIG_IGN:
+        yield lambda: False
+        return
+    asked: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        del frame
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        with contextlib.suppress(RuntimeError):  # the signal came in the middle of a print
+            say("stopping after this round; Ctrl-C again stops at once")
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _require_whole(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+        raise CompositionError(
+            "SF-TRAIN-012",
+            f"{name}={value!r}",
+            f"a whole number of at least {least}",
+            f"pass for example {name}=10",
+        )
