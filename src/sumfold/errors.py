@@ -301,3 +301,39 @@ CATALOG["SF-TRAIN-011"] = Entry("A callback returned something else than None or
 CATALOG["SF-TRAIN-012"] = Entry(
     "rounds, evaluate_every or checkpoint_every is no whole number in its range.", "Pass a whole number."
 )
+
+CATALOG["SF-MODEL-001"] = Entry(
+    "Keras runs on a backend other than JAX.", "Set KERAS_BACKEND=jax before the first import of keras."
+)
+CATALOG["SF-MODEL-002"] = Entry("Something else than a Keras model was given.", "Pass a model, or a function that builds it.")
+CATALOG["SF-MODEL-003"] = Entry("A Keras model has no weights yet.", "Begin it with keras.Input, or call it on a batch.")
+CATALOG["SF-MODEL-004"] = Entry("The loss is no function.", "Pass (outputs, y) -> loss of each example.")
+CATALOG["SF-MODEL-005"] = Entry("A layer carries state from batch to batch.", "Leave stateful=True out.")
+CATALOG["SF-MODEL-006"] = Entry("Two metrics have one name.", "Pass a dict name -> metric.")
+CATALOG["SF-MODEL-007"] = Entry(
+    "A Keras loss or metric was given for a model with several outputs.", "Write a function (outputs, y) per example."
+)
+CATALOG["SF-MODEL-008"] = Entry("Keras knows no metric of this name.", "Check the spelling; see keras.metrics.")
+CATALOG["SF-MODEL-009"] = Entry(
+    "The state of a Keras metric is not a sum over examples.", "Use a kind that the message lists, or a function."
+)
+CATALOG["SF-MODEL-010"] = Entry(
+    "A Keras metric makes its variables when it sees outputs, and their shape is not known.",
+    "Call its update_state on one batch, then reset_state.",
+)
+CATALOG["SF-MODEL-011"] = Entry("A module does not take its example.", "Compare the example with the module's input.")
+CATALOG["SF-MODEL-012"] = Entry(
+    "Weights were assigned to a Keras model of another architecture.", "Assign to the architecture that was trained."
+)
+CATALOG["SF-MODEL-013"] = Entry(
+    "Something else than a Flax module was given.", "Pass a linen module, an nnx module, or rngs -> nnx module."
+)
+CATALOG["SF-MODEL-014"] = Entry(
+    "A collection of a linen module has other shapes after training.", 'Sow into "intermediates", or not at all.'
+)
+CATALOG["SF-MODEL-015"] = Entry(
+    "Something else than an Equinox module was given.", "Pass a function key -> module, or a module."
+)
+CATALOG["SF-MODEL-016"] = Entry(
+    "An Equinox module has state.", "Use GroupNorm or LayerNorm in place of BatchNorm."
+)

@@ -218,6 +218,6 @@ def test_nothing_optional_is_imported():
     import subprocess
     import sys
 
-    code = "import sys, sumfold.data; print([m for m in ('jax', 'pandas', 'sklearn') if m in sys.modules])"
+    code = "import sys, sumfold.data; print([m for m in ('keras', 'pandas', 'sklearn') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

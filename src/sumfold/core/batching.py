@@ -70,6 +70,7 @@ class Batching(_Batching):
         max_steps: int | None = None,
         drop_remainder: bool = False,
     ) -> Batching:
+        """Check the numbers; see the class."""
         for field, value in (("size", size), ("epochs", epochs), ("max_steps", max_steps)):
             whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1
             if not whole and (value is not None or field == "epochs"):

@@ -1,7 +1,8 @@
 """Functions that watch a run: ``fn(event) -> None | "stop"``.
 
-A callback is called after every round, after every evaluation and after every checkpoint. What it decides should be
-a function of the event alone: then a run that was interrupted and goes on decides as if nothing had happened.
+A callback is called after every round, after every evaluation and after every checkpoint. What it decides
+should be a function of the event alone: then a run that was interrupted and goes on decides as if nothing had
+happened.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """A run on disk: two states, the history, and what may go on from them.
 
     runs/heart/
-        round-00000011.safetensors      the state after 11 rounds, the run's identity, how much of the history it knows
+        round-00000011.safetensors   the state after 11 rounds, what the run is, how much history it knows
         round-00000012.safetensors
-        history.jsonl                   one line a round, with the evaluation after it; only ever appended to
-        .lock                           held by the process that trains here; the system releases it when that one dies
+        history.jsonl                one line a round, with the evaluation after it; only ever appended to
+        .lock                        held by the process that trains here, until it ends or dies
 
-The history is on disk before the state that counts on it. A state knows the history's length and a digest chained
-over its lines: what a crash left behind it is cut off, and a history that was changed is noticed. Both are written so
-that a crash at any instruction leaves the previous pair whole. Nothing in these files depends on a clock.
+The history is on disk before the state that counts on it. A state knows the history's length and a digest
+chained over its lines: what a crash left behind that is cut off, and a history that was changed is noticed. A
+crash at any instruction leaves the previous pair whole. Nothing in these files depends on a clock.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ _WORDS = {
 
 
 class Log(NamedTuple):
-    """How much of a history file is known.
+    r"""How much of a history file is known.
 
     Attributes:
         lines, nbytes: its length.
         digest: blake2b chained over the lines, in hex.
 
     Example:
-        >>> Log().extended([b"{}\\n"]).nbytes
+        >>> Log().extended([b"{}\n"]).nbytes
         3
     """
 
@@ -79,7 +79,7 @@ class Log(NamedTuple):
         """The log with these lines after it."""
         log = self
         for line in lines:
-            digest = hashlib.blake2b(bytes.fromhex(log.digest) + line, digest_size=16).hexdigest()
+            digest = _hash(bytes.fromhex(log.digest) + line)
             log = Log(log.lines + 1, log.nbytes + len(line), digest)
         return log
 
@@ -230,7 +230,7 @@ def _append(path: Path, log: Log, data: bytes) -> None:
 
 
 def _ordered(data: bytes) -> bytes:
-    """The same safetensors bytes with the header's notes in order: their writer shuffles them in every process."""
+    """The same safetensors bytes with the header's notes in order, which their writer leaves to chance."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -240,7 +240,7 @@ def _ordered(data: bytes) -> bytes:
 
 
 def _prune(here: Path, number: int) -> None:
-    """Remove all states but the last two up to `number`; later ones are damaged, or they would have been used."""
+    """Remove all states but the last two up to `number`; later ones are damaged, or would have been used."""
     found = _states(here)
     keep = [n for n in sorted(found) if n <= number][-_KEPT:]
     stale = [file for n, file in found.items() if n not in keep] + list(here.glob(".round-*.safetensors.*"))
@@ -266,8 +266,8 @@ def resume(here: Path, identity: Mapping[str, str], warn: Callable[[str], None])
         warn: is told when a damaged checkpoint was passed over.
 
     Raises:
-        CheckpointError: when all are damaged (SF-CKPT-014), or they belong to another run (SF-CKPT-015), naming what
-            differs and both values.
+        CheckpointError: when all are damaged (SF-CKPT-014), or belong to another run (SF-CKPT-015), naming
+            what differs and both values.
     """
     damaged: list[str] = []
     for _, file in sorted(_states(here).items(), reverse=True):
@@ -278,7 +278,7 @@ def resume(here: Path, identity: Mapping[str, str], warn: Callable[[str], None])
             continue
         _recognise(here, theirs, identity)
         if damaged:
-            warn(f"{'; '.join(damaged)}; going on from the older {file.name}, after round {int(saved.state.round)}")
+            warn(f"{'; '.join(damaged)}; going on from the older checkpoint {file.name}")
         return saved
     if damaged:
         raise CheckpointError(
@@ -352,7 +352,7 @@ def _recognise(here: Path, theirs: Mapping[str, str], mine: Mapping[str, str]) -
     if "program" in differing and _version(theirs) != _version(mine):
         differing.remove("program")  # another JAX writes the same program differently
     if differing:
-        found = "; ".join(f"{_WORDS[name]} is {theirs[name]} there and {mine[name]} here" for name in differing)
+        found = "; ".join(f"{_WORDS[n]} is {theirs[n]} there and {mine[n]} here" for n in differing)
         raise CheckpointError(
             "SF-CKPT-015",
             f"the checkpoint in {here} belongs to another run: {found}",
@@ -368,8 +368,8 @@ def _version(fields: Mapping[str, str]) -> str:
 def program(process: Process, batch: Batch | None) -> str | None:
     """A hash of all that one round computes, the same in every process; None for what cannot be traced.
 
-    The round is traced with one client that takes one step; names of functions and variables do not count, and every
-    operation and constant does: another learning rate or loss is another program.
+    The round is traced with one client that takes one step. Names of functions and variables do not count,
+    every operation and constant does: another learning rate or loss is another program.
 
     Args:
         process: the algorithm.
@@ -377,15 +377,15 @@ def program(process: Process, batch: Batch | None) -> str | None:
     """
     algorithm, template = process.round, process._template
 
-    def traced(algorithm: Tree, stages: Tree, batch: Batch | None, key: Key) -> Tree:
+    def traced(state: Tree, stages: Tree, batch: Batch | None, key: Key) -> Tree:
         def sigma(i: int, briefing: Briefing, kept: Tree) -> tuple[Totals, Tree]:
-            phase, half = round.phases[i], client_half(round.phases[i])
+            phase, half = algorithm.phases[i], client_half(algorithm.phases[i])
             start = Start(briefing, half.fresh(briefing, kept), kept, jnp.int32(1))
             carry = half.init(start, key)
             if batch is not None:
                 carry = half.step(start, carry, batch, key)
             upload, keeping = half.finish(start, carry, key)
-            totals = nothing(round, i, briefing, kept, 1)
+            totals = nothing(algorithm, i, briefing, kept, 1)
             parts = {
                 part: (stage.group or add).accumulate(totals.parts[part], upload.parts[part], jnp.int32(0))
                 for part, stage in phase.aggregate.items()
@@ -393,32 +393,32 @@ def program(process: Process, batch: Batch | None) -> str | None:
             metrics = tree.add(totals.metrics, upload.metrics)
             return totals._replace(parts=parts, metrics=metrics), keeping.kept
 
-        return play(round, algorithm, stages, key, jnp.int32(0), sigma, ())
+        return play(algorithm, state, stages, key, jnp.int32(0), sigma, ())
 
     key = jax.eval_shape(lambda: keys.typed(jnp.zeros(2, jnp.uint32)))
     try:
         closed = jax.make_jaxpr(traced)(template.algorithm, template.stages, batch, key)
     except Exception:  # client work that is no array program, or a model that traces under its runtime only
         return None
-    batching = [tuple(phase.work.batching) for phase in round.phases]
+    batching = [tuple(phase.work.batching) for phase in algorithm.phases]
     ready = process.batching is None
-    return f"jax-{jax.__version__} {_hash(f'{_canonical(closed)} {batching} {ready}')}"
+    return f"jax-{jax.__version__} {_hash(repr((_canonical(closed), batching, ready)).encode())}"
 
 
-def _hash(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+def _hash(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def _canonical(value: Any) -> str:
     """A parameter of a traced program as text without addresses; of what is only an object, its type."""
     if isinstance(value, jaxprs.ClosedJaxpr):
-        return _hash(_equations(value.jaxpr) + "".join(map(_canonical, value.consts)))
+        return _hash("\n".join([_equations(value.jaxpr), *map(_canonical, value.consts)]).encode())
     if isinstance(value, jaxprs.Jaxpr):
-        return _hash(_equations(value))
+        return _hash(_equations(value).encode())
     if isinstance(value, (jax.Array, np.ndarray)):
         data = jax.random.key_data(value) if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) else value
         array = np.ascontiguousarray(data)
-        return f"{array.dtype}{array.shape}{hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest()}"
+        return f"{array.dtype}{array.shape}{_hash(array.tobytes())}"
     if value is None or isinstance(value, (str, int, float, complex, np.generic, np.dtype, Enum)):
         return repr(value)
     if isinstance(value, (tuple, list)):

@@ -4,8 +4,8 @@
         w_k  ←  w;   for every batch b of client k:   w_k ← ClientOpt(w_k, ∇ loss(w_k; b))
     w  ←  ServerOpt(w, − Σ_k n_k (w_k − w) / Σ_k n_k)
 
-FedAvg: McMahan et al. 2017, Algorithm 1 (server optimizer SGD with rate 1). FedAvgM, FedAdagrad, FedAdam, FedYogi: Reddi
-et al. 2021, Algorithm 1: the same with another server optimizer.
+FedAvg: McMahan et al. 2017, Algorithm 1 (server optimizer SGD with rate 1). FedAvgM, FedAdagrad, FedAdam, FedYogi:
+Reddi et al. 2021, Algorithm 1: the same with another server optimizer.
 """
 
 from __future__ import annotations

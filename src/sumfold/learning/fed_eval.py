@@ -56,7 +56,8 @@ def fed_eval(model: Model, *, batching: Batching | None = None) -> Process:
         >>> import jax.numpy as jnp, numpy as np, sumfold as sf
         >>> model = sf.models.from_functions(lambda key: jnp.float32(1), lambda w, x: w * x, lambda o, y: (o - y) ** 2)
         >>> process = fed_eval(model)
-        >>> state, metrics = process.next(process.initialize(), [(np.ones(3), np.ones(3)), (np.ones(1), 3 * np.ones(1))])
+        >>> clients = [(np.ones(3), np.ones(3)), (np.ones(1), 3 * np.ones(1))]
+        >>> state, metrics = process.next(process.initialize(), clients)
         >>> metrics["client_work"]["eval"]["loss"], metrics["client_work"]["eval"]["num_examples"]
         (1.0, 4)
     """

@@ -19,7 +19,7 @@ from sumfold.core import files
 from sumfold.core.driver import State
 from sumfold.errors import missing_extra, user_facing
 
-__all__ = ["History", "entries", "flat", "headline", "plain", "scalars"]
+__all__ = ["History", "entries", "flat", "headline", "measured", "plain", "scalars"]
 
 _SHOWN = 20
 
@@ -36,10 +36,12 @@ class History:
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, optax, sumfold as sf
-        >>> model = sf.models.from_functions(lambda key: jnp.float32(0), lambda w, x: w * x, lambda o, y: (o - y) ** 2)
+        >>> model = sf.models.from_functions(
+        ...     lambda key: jnp.float32(0), lambda w, x: w * x, lambda outputs, y: (outputs - y) ** 2
+        ... )
         >>> process = sf.learning.fed_avg(model, optax.sgd(0.1))
         >>> data = [(np.ones(1, np.float32), 2 * np.ones(1, np.float32))]
-        >>> sf.learning.train(process, data, rounds=3, progress=False)
+        >>> sf.train(process, data, rounds=3, progress=False)
         History(3 rounds, loss 1.6384)
     """
 
@@ -50,7 +52,7 @@ class History:
 
     @property
     def first(self) -> int:
-        """The number of the round that ``metrics[0]`` belongs to: 0, unless the run began with a later state."""
+        """The number of the round of ``metrics[0]``: 0, unless the run began with a later state."""
         return int(self.state.round) - len(self.metrics)
 
     @user_facing
@@ -64,11 +66,10 @@ class History:
 
         Example:
             >>> state = State(np.int32(1), np.zeros(2, np.uint32), (), (), None, np.zeros(4, np.uint32))
-            >>> history = History(state, [{"client_work": {"train": {"loss": 0.5}}}], [{"round": 0, "loss": 0.6}])
-            >>> history.to_frame()  # doctest: +SKIP
-                   client_work/train/loss  evaluation/loss
-            round
-            0                         0.5              0.6
+            >>> metrics = {"client_work": {"train": {"loss": 0.5}}}
+            >>> frame = History(state, [metrics], [{"round": 0, "loss": 0.6}]).to_frame()
+            >>> list(frame.columns)
+            ['client_work/train/loss', 'evaluation/loss']
         """
         try:
             import pandas
@@ -76,7 +77,7 @@ class History:
             raise missing_extra("pandas", "all") from error
         made = {entry["round"]: entry for entry in self.evaluations}
         rows = [
-            {**flat(metrics), **flat({"evaluation": _values(made.get(self.first + i, {}))})}
+            {**flat(metrics), **flat({"evaluation": measured(made.get(self.first + i, {}))})}
             for i, metrics in enumerate(self.metrics)
         ]
         numbers = range(self.first, int(self.state.round))
@@ -156,7 +157,7 @@ class History:
         words = [_count(len(self.metrics), "round")]
         words += [f"{name} {value:.5g}" for name, value in (headline(self.metrics[-1]) if self.metrics else {}).items()]
         words += [_count(len(self.evaluations), "evaluation")] if self.evaluations else []
-        words += [f"stopped by {self.stopped}" if self.stopped == "callback" else "interrupted"] if self.stopped else []
+        words += ["stopped by a callback" if self.stopped == "callback" else "interrupted"] if self.stopped else []
         return f"History({', '.join(words)})"
 
     def _repr_html_(self) -> str:
@@ -185,12 +186,13 @@ def flat(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for name, value in metrics.items():
-        found.update(flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {f"{prefix}{name}": value})
+        path = f"{prefix}{name}"
+        found.update(flat(value, f"{path}/") if isinstance(value, Mapping) else {path: value})
     return found
 
 
 def entries(history: History, since: int) -> Iterator[dict[str, Any]]:
-    """The rounds of a history from place `since` on, each with its evaluation: what a checkpoint's history file holds.
+    """The rounds of a history from place `since` on, each with its evaluation: lines of a history file.
 
     Example:
         >>> state = State(np.int32(1), np.zeros(2, np.uint32), (), (), None, np.zeros(4, np.uint32))
@@ -199,7 +201,7 @@ def entries(history: History, since: int) -> Iterator[dict[str, Any]]:
     """
     begin = history.first + since
     recent = itertools.takewhile(lambda entry: entry["round"] >= begin, reversed(history.evaluations))
-    made = {entry["round"]: _values(entry) for entry in recent}
+    made = {entry["round"]: measured(entry) for entry in recent}
     for place in range(since, len(history.metrics)):
         number = history.first + place
         yield {"round": number, "metrics": history.metrics[place], "evaluation": made.get(number)}
@@ -217,18 +219,19 @@ def headline(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def scalars(values: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of an evaluation or of a group of metrics, flat, without counts and the round.
+    """The numbers of an evaluation or of a group of metrics, flat, loss first, without counts and the round.
 
     Example:
         >>> scalars({"round": 3, "loss": 0.5, "num_examples": 9, "histogram": [1, 2]})
         {'loss': 0.5}
     """
     counts = ("num_", "round")
-    return {
-        name: value
+    found = [
+        (name, value)
         for name, value in flat(values).items()
         if isinstance(value, (int, float)) and not name.rpartition("/")[2].startswith(counts)
-    }
+    ]
+    return dict(sorted(found, key=lambda item: item[0] != "loss"))
 
 
 def plain(value: Any) -> Any:
@@ -251,7 +254,13 @@ def _as_list(value: Any) -> Any:
     return array.tolist()
 
 
-def _values(entry: Mapping[str, Any]) -> dict[str, Any]:
+def measured(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of ``History.evaluations`` without its round.
+
+    Example:
+        >>> measured({"round": 3, "loss": 0.5})
+        {'loss': 0.5}
+    """
     return {name: value for name, value in entry.items() if name != "round"}
 
 

@@ -123,9 +123,7 @@ def _is_keras(given: Any) -> bool:
 
 
 def _from_keras(given: Any) -> Optimizer:
-    """Keras optimizers are objects with variables; a fresh copy is built for the shapes at hand, and only its
-    ``stateless_apply`` is used.
-    """
+    """A fresh copy of the user's object is built for the shapes at hand; only its ``stateless_apply`` is used."""
     import keras
 
     def built(params: Tree) -> Any:

@@ -1,7 +1,8 @@
-"""What a person sees while a run trains: a bar on a terminal, plain lines elsewhere, or nothing. All on stderr."""
+"""What a person sees on stderr while a run trains: a bar on a terminal, plain lines elsewhere, or nothing."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 __all__ = ["Display", "shown"]
 
 _LINES = 20
+_RECENT = 11
 
 
 class Display(NamedTuple):
@@ -78,18 +80,15 @@ def _lines(console: Any, rounds: int, before: int) -> Iterator[Display]:
 
 
 def _pace(rounds: int, before: int) -> Callable[[int, int], str]:
-    """(rounds finished, clients) -> clients a second and time left; the first round, which compiles, is left out."""
-    began, first, clients_since = time.perf_counter(), before, 0
+    """(rounds finished, clients of the last) -> clients a second and time left, as the last rounds went."""
+    marks = collections.deque([(time.perf_counter(), before, 0)], maxlen=_RECENT)
 
     def pace(finished: int, clients: int) -> str:
-        nonlocal began, first, clients_since
-        now = time.perf_counter()
-        elapsed, clients_since = max(now - began, 1e-9), clients_since + clients
+        marks.append((time.perf_counter(), finished, marks[-1][2] + clients))
+        (began, first, clients_first), (now, _, clients_now) = marks[0], marks[-1]
+        elapsed = max(now - began, 1e-9)
         left = elapsed / (finished - first) * (rounds - finished)
-        text = f"{_short(clients_since / elapsed)} clients/s" + (f"  {_clock(left)} left" if left else "")
-        if first == before:
-            began, first, clients_since = now, finished, 0
-        return text
+        return f"{_short((clients_now - clients_first) / elapsed)} clients/s" + (f"  {_clock(left)} left" if left else "")
 
     return pace
 

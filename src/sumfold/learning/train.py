@@ -22,7 +22,7 @@ from sumfold.data.clients import as_federation
 from sumfold.errors import CheckpointError, CompositionError, DataError, user_facing
 from sumfold.learning import checkpoint as checkpoints
 from sumfold.learning.callbacks import Callback, EarlyStopping, Event
-from sumfold.learning.history import History, entries, headline, plain, scalars
+from sumfold.learning.history import History, entries, headline, measured, plain, scalars
 from sumfold.learning.process import Process
 from sumfold.learning.progress import shown
 from sumfold.models.model import unpack
@@ -54,7 +54,7 @@ def train(
 ) -> History:
     """Train for a number of rounds, and go on where an earlier call with the same checkpoint folder stopped.
 
-    The same call gives the same bytes, whether it ran through or was killed and started again any number of times.
+    The same call gives the same bytes, whether it ran through or was killed and started again many times.
     Ctrl-C stops after the round, saved; a second Ctrl-C stops at once.
 
     Args:
@@ -63,7 +63,8 @@ def train(
         rounds: how many in all; rounds that the checkpoint has, or that `state` has behind it, count.
         clients_per_round: how many are drawn, uniformly and without replacement; None is everybody.
         seed: everything random is a function of it.
-        evaluate: a `Federation` (pooled; example weights are not used), ``(x, y)``, or ``fn(weights) -> dict``.
+        evaluate: a `Federation` (pooled; example weights are not used), ``(x, y)``, or
+            ``fn(weights) -> dict``.
         evaluate_every: rounds from one evaluation to the next; the last round is always followed by one.
         cohorts: instead of `clients_per_round`, an iterable of id lists, one a round, from round 0.
         checkpoint: a folder of this run's own; made if needed.
@@ -73,59 +74,46 @@ def train(
         state: where to begin instead of ``process.initialize(seed)``, whose seed then counts.
 
     Raises:
-        DataError: for client data that cannot be used, a cohort larger than the federation, or too few cohorts.
+        DataError: for client data that cannot be used, a cohort larger than the federation, too few cohorts.
         CompositionError: for another argument that cannot be used.
         CheckpointError: for a folder that holds another run, is damaged, in use, or cannot be written.
         StateError: for a `state` of another algorithm or model.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, optax, sumfold as sf
-        >>> model = sf.models.from_functions(lambda key: jnp.float32(0), lambda w, x: w * x, lambda o, y: (o - y) ** 2)
+        >>> model = sf.models.from_functions(
+        ...     lambda key: jnp.float32(0), lambda w, x: w * x, lambda outputs, y: (outputs - y) ** 2
+        ... )
         >>> process = sf.learning.fed_avg(model, optax.sgd(0.1))
         >>> x = np.ones(2, np.float32)
-        >>> history = sf.learning.train(process, {"a": (x, 2 * x), "b": (x, 2 * x)}, rounds=20, clients_per_round=1,
-        ...                    evaluate=(x, 2 * x), evaluate_every=10, progress=False)
-        >>> [entry["round"] for entry in history.evaluations], round(float(process.get_model_weights(history.state)), 2)
-        ([9, 19], 1.98)
+        >>> history = sf.train(
+        ...     process, {"a": (x, 2 * x), "b": (x, 2 * x)}, rounds=20, clients_per_round=1,
+        ...     evaluate=(x, 2 * x), evaluate_every=10, progress=False,
+        ... )
+        >>> [entry["round"] for entry in history.evaluations]
+        [9, 19]
+        >>> round(float(process.get_model_weights(history.state)), 2)
+        1.98
     """
-    for name, value, least in (
-        ("rounds", rounds, 0),
-        ("evaluate_every", evaluate_every, 1),
-        ("checkpoint_every", checkpoint_every, 1),
-    ):
-        _require_whole(name, value, least)
+    _check_numbers(rounds=(rounds, 0), evaluate_every=(evaluate_every, 1), checkpoint_every=(checkpoint_every, 1))
     listeners = _listeners(callbacks, evaluate)
     federation, _ = as_federation(train, None, {})
     _check_cohorts(federation, clients_per_round, cohorts, rounds)
     measure = _evaluation(process, evaluate)
-    began = process.initialize(seed) if state is None else recognise(process.round, process._template, state)
-    history, log, until = History(began, [], []), checkpoints.Log(), rounds
+    begin = process.initialize(seed) if state is None else recognise(process.round, process._template, state)
+    drawn = "given by cohorts" if cohorts is not None else str(clients_per_round or "everybody")
 
     with contextlib.ExitStack() as stack:
-        here, identity, damaged = None, {}, list[str]()
-        if checkpoint is not None:
-            here = stack.enter_context(checkpoints.folder(checkpoint))
-            chosen = "given by cohorts" if cohorts is not None else str(clients_per_round or "everybody")
-            identity = checkpoints.identity(process, federation, began, chosen, state)
-            saved = checkpoints.resume(here, identity, damaged.append)
-            if saved is not None:
-                history, log = _restored(process, saved, rounds), saved.log
-                until = int(history.state.round) if history.stopped else rounds
-
-        def keep() -> checkpoints.Log:
-            """Save what is not saved yet."""
-            if here is None:
-                return log
-            stopped_before = rounds if history.stopped == "callback" else 0
-            new = entries(history, log.lines)
-            return checkpoints.save(here, log, history.state, new, identity, stopped_before)
-
+        history, keep, damaged = stack.enter_context(
+            _disk(checkpoint, process, federation, begin, rounds, drawn, state)
+        )
         before = int(history.state.round)
-        display = stack.enter_context(shown(max(until, before), before, progress))
+        last = before if history.stopped else max(rounds, before)
+        display = stack.enter_context(shown(last, before, progress))
         for text in damaged:
             _warn(text, display.say)
         if history.metrics:
-            display.say(f"{here}: {'all' if before >= until else 'going on after'} {before} rounds")
+            display.say(f"{checkpoint} has {'all' if before == last else 'the first'} {before} rounds")
         interrupted = stack.enter_context(_interruptible(display.say))
         try:
             for ids in _cohorts(federation, clients_per_round, cohorts, begin, before, last):
@@ -143,16 +131,14 @@ def train(
                 # A stop is saved together with the round that it follows: no crash can come between the two.
                 if checkpoint is not None and (history.stopped or done % checkpoint_every == 0 or done == last):
                     keep(history)
-                    saved_as, history = history.stopped, _told(listeners, "checkpoint", history)
-                    if history.stopped != saved_as:
-                        keep(history)
+                    history = _told(listeners, "checkpoint", history)
+                    keep(history)
                 display.done(done, len(federation) if ids is None else len(ids), _numbers(history))
                 if history.stopped:
                     break
         except Exception:
-            if len(history.metrics) > log.lines:
-                with contextlib.suppress(CheckpointError):
-                    keep(history)
+            with contextlib.suppress(CheckpointError):
+                keep(history)
             raise
     return history
 
@@ -178,7 +164,7 @@ def _evaluated(measure: Callable[[State], Any] | None, history: History) -> Hist
             "a dict of numbers by name",
             'return for example {"accuracy": 0.9}',
         ) from error
-    return dataclasses.replace(history, evaluations=[*history.evaluations, {**entry, "round": number}])
+    return dataclasses.replace(history, evaluations=[*history.evaluations, {"round": number} | measured(entry)])
 
 
 def _told(
@@ -186,7 +172,7 @@ def _told(
 ) -> History:
     """The history, stopped if a callback asks for it; all callbacks are told."""
     number = int(history.state.round) - 1
-    metrics = history.evaluations[-1] if kind == "evaluation" else history.metrics[-1]
+    metrics = measured(history.evaluations[-1]) if kind == "evaluation" else history.metrics[-1]
     answers = [callback(Event(kind, number, metrics, history, history.state)) for callback in listeners]
     for callback, answer in zip(listeners, answers, strict=True):
         if answer is not None and answer != "stop":
@@ -284,6 +270,50 @@ def _evaluation(process: Process, evaluate: Any) -> Callable[[State], Any] | Non
     return lambda state: model.evaluate(process.get_model_weights(state), x, y)
 
 
+# -- the checkpoint folder
+
+
+@contextlib.contextmanager
+def _disk(
+    checkpoint: str | os.PathLike[str] | None,
+    process: Process,
+    federation: Federation,
+    begin: State,
+    rounds: int,
+    drawn: str,
+    given: State | None,
+) -> Iterator[tuple[History, Callable[[History], None], list[str]]]:
+    """The history so far, a function that saves what is not saved yet, and what was damaged."""
+    history, damaged = History(begin, [], []), list[str]()
+    if checkpoint is None:
+        yield history, lambda _: None, damaged
+        return
+    with checkpoints.folder(checkpoint) as here:
+        identity = checkpoints.identity(process, federation, begin, drawn, given)
+        saved = checkpoints.resume(here, identity, damaged.append)
+        if saved is not None:
+            history = _restored(process, saved, rounds)
+        log, stopped = saved.log if saved else checkpoints.Log(), history.stopped
+
+        def keep(history: History) -> None:
+            nonlocal log, stopped
+            if len(history.metrics) > log.lines or history.stopped != stopped:
+                new, stopped_before = entries(history, log.lines), rounds if history.stopped == "callback" else 0
+                log = checkpoints.save(here, log, history.state, new, identity, stopped_before)
+                stopped = history.stopped
+
+        yield history, keep, damaged
+
+
+def _restored(process: Process, saved: checkpoints.Saved, rounds: int) -> History:
+    return History(
+        recognise(process.round, process._template, saved.state),
+        [entry["metrics"] for entry in saved.entries],
+        [{"round": e["round"], **e["evaluation"]} for e in saved.entries if e["evaluation"] is not None],
+        "callback" if saved.stopped_before >= max(rounds, 1) else None,
+    )
+
+
 # -- callbacks, messages and Ctrl-C
 
 
@@ -307,21 +337,14 @@ def _listeners(callbacks: Any, evaluate: Any) -> list[Callback]:
     return listed
 
 
-def _restored(process: Process, saved: checkpoints.Saved, rounds: int) -> History:
-    return History(
-        recognise(process.round, process._template, saved.state),
-        [entry["metrics"] for entry in saved.entries],
-        [{"round": e["round"], **e["evaluation"]} for e in saved.entries if e["evaluation"] is not None],
-        "callback" if saved.stopped_before >= max(rounds, 1) else None,
-    )
-
-
 def _numbers(history: History) -> str:
     """The numbers of the last round and the last evaluation, in words."""
-    evaluated = history.evaluations[-1] if history.evaluations else {}
-    named = [(*item, "") for item in headline(history.metrics[-1]).items()]
-    named += [(*item, "evaluation ") for item in scalars(evaluated).items()]
-    return "  ".join(f"{of}{name} {value:.4g}" for name, value, of in named)
+    trained = headline(history.metrics[-1])
+    evaluated = scalars(history.evaluations[-1]) if history.evaluations else {}
+    groups = [("", trained), ("evaluation: ", evaluated)]
+    return "  ".join(
+        title + "  ".join(f"{name} {value:.4g}" for name, value in group.items()) for title, group in groups if group
+    )
 
 
 def _warn(text: str, say: Callable[[str], None]) -> None:
@@ -333,7 +356,7 @@ def _warn(text: str, say: Callable[[str], None]) -> None:
 
 @contextlib.contextmanager
 def _interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed; a second one raises KeyboardInterrupt. Elsewhere than in the main thread: never."""
+    """Whether Ctrl-C was pressed; a second one raises KeyboardInterrupt. Only in the main thread."""
     main = threading.current_thread() is threading.main_thread()
     previous = signal.getsignal(signal.SIGINT) if main else None
     if previous is None or previous is signal.SIG_IGN:
@@ -356,11 +379,12 @@ def _interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _require_whole(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
-        raise CompositionError(
-            "SF-TRAIN-012",
-            f"{name}={value!r}",
-            f"a whole number of at least {least}",
-            f"pass for example {name}=10",
-        )
+def _check_numbers(**numbers: tuple[Any, int]) -> None:
+    for name, (value, least) in numbers.items():
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+            raise CompositionError(
+                "SF-TRAIN-012",
+                f"{name}={value!r}",
+                f"a whole number of at least {least}",
+                f"pass for example {name}=10",
+            )

@@ -32,7 +32,10 @@ def checked_loss(loss: Any, example: str) -> Callable[[Any, Any], Any]:
         return loss  # type: ignore[no-any-return]
     kind = "missing" if loss is None else repr(loss) if isinstance(loss, (str, type)) else f"a {type(loss).__name__}"
     raise CompositionError(
-        "SF-MODEL-004", f"the loss is {kind}", "a function (outputs, y) -> loss of each example", f"for example {example}"
+        "SF-MODEL-004",
+        f"the loss is {kind}",
+        "a function (outputs, y) -> loss of each example",
+        f"for example {example}",
     )
 
 
@@ -52,6 +55,8 @@ def unfit(name: str, example: Tree, error: Exception) -> TypeMismatchError:
     """The error for a module that fails on its example."""
     lines = str(error).strip().splitlines() or [""]
     return TypeMismatchError(
-        "SF-MODEL-011", f"{name} failed on the example {describe(example)}: {type(error).__name__}: {lines[0]}",
-        "an example that the module takes: one batch of features", "the error below is the module's own",
+        "SF-MODEL-011",
+        f"{name} failed on the example {describe(example)}: {type(error).__name__}: {lines[0]}",
+        "an example that the module takes: one batch of features",
+        "the error below is the module's own",
     )

@@ -62,7 +62,9 @@ class KerasWeights(NamedTuple):
         have, given = [tuple(v.shape) for v in variables], [tuple(np.shape(v)) for v in values]
         if have != given:
             raise StateError(
-                "SF-MODEL-012", f"weights of shapes {given}", f"those of {keras_model.name!r}: {have}",
+                "SF-MODEL-012",
+                f"weights of shapes {given}",
+                f"those of {keras_model.name!r}: {have}",
                 "assign to a model of the architecture that was trained",
             )
         for variable, value in zip(variables, values, strict=True):
@@ -169,7 +171,9 @@ def on_jax() -> Any:
 def other_backend(name: str) -> CompositionError:
     """The error for Keras on a backend other than JAX."""
     return CompositionError(
-        "SF-MODEL-001", f"Keras runs on {name!r}", "Keras 3 on its JAX backend",
+        "SF-MODEL-001",
+        f"Keras runs on {name!r}",
+        "Keras 3 on its JAX backend",
         'set KERAS_BACKEND=jax in the environment, or os.environ["KERAS_BACKEND"] = "jax" in the first line of the '
         "program: it counts only before the first import of keras",
     )
@@ -178,8 +182,10 @@ def other_backend(name: str) -> CompositionError:
 def no_model(given: Any) -> CompositionError:
     """The error for something that is no Keras model."""
     return CompositionError(
-        "SF-MODEL-002", f"a {type(given).__name__}", "a built Keras 3 model, or a function without arguments that "
-        "returns one", "pass the model, or a function that builds it",
+        "SF-MODEL-002",
+        f"a {type(given).__name__}",
+        "a built Keras 3 model, or a function without arguments that returns one",
+        "pass the model, or a function that builds it",
     )
 
 
@@ -193,14 +199,14 @@ def built(builder: Callable[[], Any], key: Key) -> Any:
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Keras initialisers draw their seeds from Python's global generator, custom ones perhaps from NumPy's."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    python, numpy = random.getstate(), np.random.get_state()
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
+    np.random.seed(seed)
     try:
         yield
     finally:
         random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+        np.random.set_state(numpy)
 
 
 def check(keras: Any, model: Any) -> None:
@@ -209,13 +215,17 @@ def check(keras: Any, model: Any) -> None:
         raise no_model(model)
     if not model.built:
         raise CompositionError(
-            "SF-MODEL-003", f"the Keras model {model.name!r} has no weights yet", "a built model",
+            "SF-MODEL-003",
+            f"the Keras model {model.name!r} has no weights yet",
+            "a built model",
             "begin it with keras.Input(shape), or call it once on a batch",
         )
     for layer in layers_of(model):
         if getattr(layer, "stateful", False):
             raise CompositionError(
-                "SF-MODEL-005", f"layer {layer.name!r} with stateful=True", "layers that start every batch afresh",
+                "SF-MODEL-005",
+                f"layer {layer.name!r} with stateful=True",
+                "layers that start every batch afresh",
                 "leave stateful out: a client's batches are drawn in random order",
             )
 
@@ -283,8 +293,10 @@ def as_loss(keras: Any, loss: Any, model: Any) -> Callable[[Any, Any], Any]:
         return checked_loss(loss, example)
     if len(getattr(model, "outputs", None) or ()) > 1:
         raise CompositionError(
-            "SF-MODEL-007", f"a Keras loss for {model.name!r}, which has {len(model.outputs)} outputs",
-            "a function (outputs, y) -> loss of each example", "add the losses of the outputs in a function",
+            "SF-MODEL-007",
+            f"a Keras loss for {model.name!r}, which has {len(model.outputs)} outputs",
+            "a function (outputs, y) -> loss of each example",
+            "add the losses of the outputs in a function",
         )
     return per_example_loss(call, dtype)
 

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -47,7 +47,8 @@ def as_keras_metrics(keras: Any, metrics: Any, model: Any) -> dict[str, Metric]:
     """
     if isinstance(metrics, Mapping):
         return as_metrics({name: translated(keras, given, name, model) for name, given in metrics.items()})
-    if not isinstance(metrics, (list, tuple)) or isinstance(metrics, Metric):
+    in_order = isinstance(metrics, (list, tuple)) and not isinstance(metrics, Metric)
+    if not in_order:
         return as_metrics(metrics)
     names = [name_of(keras, given) for given in metrics]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -77,14 +78,18 @@ def translated(keras: Any, given: Any, name: str, model: Any) -> Any:
             ) from None
     elif inspect.isclass(given) and issubclass(given, keras.metrics.Metric):
         given = given()
-    if of_keras(given) and not isinstance(given, keras.metrics.Metric):
+    if isinstance(given, keras.losses.Loss):
+        given = keras.metrics.MeanMetricWrapper(given.call, name=name)
+    elif of_keras(given) and not isinstance(given, keras.metrics.Metric):
         given = keras.metrics.MeanMetricWrapper(given, name=name)
     if not isinstance(given, keras.metrics.Metric):
         return given
     if len(getattr(model, "outputs", None) or ()) > 1:
         raise CompositionError(
-            "SF-MODEL-007", f"the Keras metric {name!r} for {model.name!r}, which has {len(model.outputs)} outputs",
-            "a function (outputs, y) -> value of each example", "measure one output in a function",
+            "SF-MODEL-007",
+            f"the Keras metric {name!r} for {model.name!r}, which has {len(model.outputs)} outputs",
+            "a function (outputs, y) -> value of each example",
+            "measure one output in a function",
         )
     return summed(keras, given, model)
 
@@ -150,7 +155,8 @@ def refuse_unless_additive(keras: Any, metric: Any) -> None:
         reason = "adjusted by a number of examples that ignores their weights"
     if reason:
         raise CompositionError(
-            "SF-MODEL-009", f"{what}, {reason}",
+            "SF-MODEL-009",
+            f"{what}, {reason}",
             f"keras.metrics.{', '.join(ADDITIVE)} or a subclass of one, on labels and outputs",
             "use one of these, a function (outputs, y) -> value of each example, or a sumfold.metrics.Metric",
         )
@@ -163,8 +169,10 @@ def build(metric: Any, model: Any) -> None:
     shapes = [tuple(output.shape) for output in getattr(model, "outputs", None) or ()]
     if not shapes:
         raise CompositionError(
-            "SF-MODEL-010", f"the metric {metric.name!r} with a model whose output shape is not known",
-            "a metric with its variables made", "call metric.update_state on one batch, then metric.reset_state()",
+            "SF-MODEL-010",
+            f"the metric {metric.name!r} with a model whose output shape is not known",
+            "a metric with its variables made",
+            "call metric.update_state on one batch, then metric.reset_state()",
         )
     zeros = np.zeros([size or 1 for size in shapes[0]], np.float32)
     foreign(metric.update_state)(zeros, zeros)

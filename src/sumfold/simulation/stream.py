@@ -128,8 +128,8 @@ def stream(
         totals = Totals(
             parts,
             tree.where(counted, tree.add(totals.metrics, upload.metrics), totals.metrics),
-            totals.num_clients + counted,
-            totals.num_non_finite_clients + (present & ~upload.finite),
+            totals.num_clients + counted.astype(jnp.int32),
+            totals.num_non_finite_clients + (present & ~upload.finite).astype(jnp.int32),
             jnp.minimum(totals.invalid, jnp.where(invalid, place, totals.invalid)),
         )
         return totals, _keep(table, place, keeping, counted)

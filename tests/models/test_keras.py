@@ -1,0 +1,552 @@
+import random
+import sys
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from sumfold import tree
+from sumfold.core import files
+from sumfold.core.round import Batch
+from sumfold.errors import CompositionError, MissingExtraError, StateError
+from sumfold.models import from_keras
+from sumfold.models.keras import KerasWeights
+from sumfold.models.metrics import Metric, accuracy
+from sumfold.models.model import Examples
+
+KEY = jax.random.key(3)
+ROWS = np.random.default_rng(0)
+X = ROWS.normal(size=(8, 3)).astype(np.float32)
+CLASSES = ROWS.integers(0, 4, 8)
+
+
+def dense(units=4, activation="softmax", inside=()):
+    return keras.Sequential([keras.Input((3,)), layers.Dense(5, "tanh"), *inside, layers.Dense(units, activation)])
+
+
+def full(x, y):
+    return Batch(jax.tree.map(jnp.asarray, (x, y)), jnp.ones(len(y), bool))
+
+
+def gradient(model, x=X, y=CLASSES, key=KEY, weights=None):
+    parts = model.split(model.init(KEY) if weights is None else weights)
+    return model.gradient(parts.trainable, parts, full(x, y), key)
+
+
+def same(a, b, **tolerance):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_allclose(x, y, **{"rtol": 0, "atol": 0, **tolerance})
+
+
+def differ(a, b):
+    return any((np.asarray(x) != np.asarray(y)).any() for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+
+# -- what is computed ----------------------------------------------------------------------------------
+
+
+@pytest.mark.jax_defaults
+def test_gradient_is_that_of_keras():
+    net = dense()
+    loss = keras.losses.SparseCategoricalCrossentropy()
+    mine, _, sums = gradient(from_keras(net, loss))
+
+    def mean_loss(values):
+        return loss(CLASSES, net.stateless_call(values, [], X)[0])
+
+    value, theirs = jax.value_and_grad(mean_loss)([v.value for v in net.trainable_variables])
+    same(mine, theirs, rtol=1e-5, atol=1e-7)
+    assert sums["loss"][0] / sums["loss"][1] == pytest.approx(float(value), rel=1e-6)
+
+
+def test_one_round_of_sgd_is_what_fit_does():
+    net = dense()
+    model = from_keras(net, "sparse_categorical_crossentropy")
+    weights = model.init(KEY)
+    step, _, _ = gradient(model)
+    net.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        net.fit(X, CLASSES, batch_size=8, verbose=0)
+    fitted = [v.value for v in net.trainable_variables]
+    same([w - jnp.float32(0.1) * g for w, g in zip(weights.trainable, step, strict=True)], fitted, rtol=1e-5, atol=1e-6)
+    assert differ(model.init(KEY).trainable, fitted)  # fit changed the user's model, not ours
+
+
+@pytest.mark.parametrize("inside", [(), (layers.Dropout(0.5),)], ids=["plain", "dropout"])
+def test_masked_rows_change_nothing(inside):
+    model = from_keras(lambda: dense(inside=inside), "sparse_categorical_crossentropy", ["accuracy", "AUC"][:1])
+    parts = model.split(model.init(KEY))
+    results = []
+    for junk in (0, 7.5, np.nan):
+        x, y = X.copy(), CLASSES.copy()
+        x[5:], y[5:] = junk, 0 if np.isnan(junk) else int(junk)
+        batch = Batch((jnp.asarray(x), jnp.asarray(y)), jnp.arange(8) < 5)
+        results.append((model.gradient(parts.trainable, parts, batch, KEY), model.measure(parts, batch)))
+    for other in results[1:]:
+        same(results[0], other)
+
+
+def test_dropout_follows_from_the_key_and_is_off_when_predicting():
+    model = from_keras(lambda: dense(inside=[layers.Dropout(0.5), layers.GaussianNoise(0.3)]), "sparse_categorical_crossentropy")
+    weights = model.init(KEY)
+    same(gradient(model, weights=weights), gradient(model, weights=weights))
+    assert differ(gradient(model, weights=weights), gradient(model, weights=weights, key=jax.random.key(4)))
+    net = dense(inside=[layers.Dropout(0.5), layers.GaussianNoise(0.3)])
+    weights.assign_to(net)
+    np.testing.assert_allclose(model.predict(weights, X), net.predict(X, verbose=0), rtol=1e-6)
+    np.testing.assert_array_equal(model.predict(weights, X), model.predict(weights, X))
+
+
+def test_seeds_are_no_weights():
+    model = from_keras(lambda: dense(inside=[layers.Dropout(0.5)]), "sparse_categorical_crossentropy")
+    assert model.init(KEY).non_trainable == []
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(model.template))
+
+
+def test_dropout_in_a_subclassed_model_without_a_training_argument():
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense, self.dropout = layers.Dense(4, "softmax"), layers.Dropout(0.5)
+
+        def call(self, x):
+            return self.dense(self.dropout(x))
+
+    def build():
+        net = Net()
+        net(X)
+        return net
+
+    model = from_keras(build, "sparse_categorical_crossentropy", ["accuracy"])
+    weights = model.init(KEY)
+    assert differ(gradient(model, weights=weights), gradient(model, weights=weights, key=jax.random.key(4)))
+    assert set(model.evaluate(weights, X, CLASSES)) == {"loss", "accuracy", "num_examples"}
+
+
+def test_penalty_is_the_models_own_losses():
+    plain, regular = dense(), keras.Sequential(
+        [keras.Input((3,)), layers.Dense(5, "tanh", kernel_regularizer="l2"), layers.Dense(4, "softmax")]
+    )
+    regular.set_weights(plain.get_weights())
+    values = {}
+    for name, net in {"plain": plain, "regular": regular}.items():
+        model = from_keras(net, "sparse_categorical_crossentropy")
+        parts = model.split(model.init(KEY))
+        value, (_, sums) = model.objective(parts.trainable, parts, Examples.of(full(X, CLASSES)), KEY)
+        values[name] = float(value), float(sums["loss"][0])
+    kernel = plain.get_weights()[0]
+    assert values["regular"][0] - values["plain"][0] == pytest.approx(0.01 * (kernel**2).sum(), rel=1e-4)
+    assert values["regular"][1] == values["plain"][1]
+
+
+def test_batch_normalisation_changes_its_statistics_and_says_so():
+    model = from_keras(lambda: dense(inside=[layers.BatchNormalization(name="bn")]), "sparse_categorical_crossentropy")
+    assert model.coupled == "BatchNormalization layer 'bn'"
+    parts = model.split(model.init(KEY))
+    _, statistics, _ = gradient(model)
+    assert tree.specs(statistics) == tree.specs(parts.statistics) and differ(statistics, parts.statistics)
+
+    net = dense(inside=[layers.BatchNormalization(name="bn")])
+    model.init(KEY).assign_to(net)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        net(X, training=True)
+    same(list(statistics), [v.value for v in net.non_trainable_weights], rtol=1e-6)
+
+
+def test_coupling_is_found_in_nested_models_and_not_in_frozen_ones():
+    inner = keras.Sequential([keras.Input((5,)), layers.BatchNormalization()])
+    assert from_keras(dense(inside=[inner]), "mse").coupled
+    inner.trainable = False
+    assert from_keras(dense(inside=[inner]), "mse").coupled is None
+    assert from_keras(dense(inside=[layers.LayerNormalization()]), "mse").coupled is None
+
+
+def test_losses_that_look_at_the_batch_are_coupled():
+    class Own(layers.Layer):
+        def call(self, x):
+            self.add_loss(keras.ops.mean(x))
+            return x
+
+    assert "activity regularizer" in from_keras(dense(inside=[layers.Dense(2, activity_regularizer="l2")]), "mse").coupled
+    model = from_keras(dense(inside=[Own()]), "sparse_categorical_crossentropy")
+    assert "add_loss" in model.coupled
+    parts = model.split(model.init(KEY))
+    assert float(model.apply(parts, jnp.asarray(X), KEY).penalty) != 0
+
+
+@pytest.mark.parametrize(
+    ("net", "x"),
+    [
+        ([keras.Input((6,)), layers.Embedding(9, 4), layers.LSTM(3), layers.Dense(4)], ROWS.integers(0, 9, (8, 6))),
+        ([keras.Input((6,)), layers.Embedding(9, 4), layers.GRU(3, dropout=0.2, recurrent_dropout=0.2), layers.Dense(4)],
+         ROWS.integers(0, 9, (8, 6))),
+        ([keras.Input((6, 6, 1)), layers.Conv2D(2, 3), layers.MaxPooling2D(), layers.Dropout(0.1), layers.Flatten(),
+          layers.Dense(4)], ROWS.normal(size=(8, 6, 6, 1)).astype(np.float32)),
+    ],
+    ids=["lstm", "gru", "cnn"],
+)
+def test_other_architectures_learn(net, x):
+    model = from_keras(keras.Sequential(net), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    parts = model.split(model.init(KEY))
+    step = jax.jit(lambda p, key: model.gradient(p, parts, full(x, CLASSES), key))
+    trainable, losses = parts.trainable, []
+    for i in range(15):
+        gradient, _, sums = step(trainable, jax.random.key(i))
+        losses.append(float(sums["loss"][0]))
+        trainable = jax.tree.map(lambda w, g: w - jnp.float32(0.3) * g, trainable, gradient)
+    assert losses[-1] < losses[0]
+
+
+# -- weights -------------------------------------------------------------------------------------------
+
+
+def test_a_model_gives_its_own_weights_whatever_the_seed():
+    net = dense()
+    model = from_keras(net, "mse")
+    same(model.init(KEY), model.init(jax.random.key(9)))
+    same(model.init(KEY).trainable, [v.value for v in net.trainable_variables])
+
+
+def test_a_builder_is_seeded_and_leaves_the_global_generators_alone():
+    def build():
+        np.random.random()
+        return dense()
+
+    random.seed(1)
+    np.random.seed(1)
+    expected = random.random(), np.random.random()
+    random.seed(1)
+    np.random.seed(1)
+    model = from_keras(build, "mse")
+    first, again, other = model.init(KEY), model.init(KEY), model.init(jax.random.key(9))
+    assert (random.random(), np.random.random()) == expected
+    same(first, again)
+    assert differ(first, other)
+
+
+def test_weights_survive_split_join_and_files():
+    model = from_keras(lambda: dense(inside=[layers.BatchNormalization(), layers.Normalization()]), "mse")
+    weights = model.init(KEY)
+    assert tree.specs(model.template) == tree.specs(model.split(weights))
+    assert model.template.constants is not None
+    same(model.join(model.split(weights)), weights)
+    loaded = files.unpack(files.pack(weights), "test")
+    assert isinstance(loaded, KerasWeights)
+    same(model.split(loaded), model.split(weights))
+    same(model.split({"trainable": weights.trainable, "non_trainable": weights.non_trainable}), model.split(weights))
+
+
+def test_integer_weights_are_constants():
+    class Counting(layers.Layer):
+        def build(self, shape):
+            self.count = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False)
+
+        def call(self, x):
+            self.count.assign_add(1)
+            return x
+
+    model = from_keras(dense(inside=[Counting()]), "sparse_categorical_crossentropy")
+    parts = model.split(model.init(KEY))
+    assert [leaf.dtype for leaf in jax.tree.leaves(parts.constants)] == [np.int32]
+    _, statistics, _ = gradient(model)
+    assert jax.tree.structure(statistics) == jax.tree.structure(parts.statistics)
+
+
+def test_assign_to_writes_copies():
+    net, model = dense(), from_keras(dense, "mse")
+    weights = model.init(KEY)
+    weights.assign_to(net)
+    same([v.value for v in net.trainable_variables], weights.trainable)
+    assert all(v.value is not w for v, w in zip(net.trainable_variables, weights.trainable, strict=True))
+    with pytest.raises(StateError, match=r"SF-MODEL-012"):
+        weights.assign_to(dense(units=2))
+
+
+def test_weights_of_another_model_are_refused():
+    with pytest.raises(StateError, match="SF-STATE-003"):
+        from_keras(dense, "mse").split(from_keras(lambda: dense(7), "mse").init(KEY))
+
+
+# -- losses --------------------------------------------------------------------------------------------
+
+BINARY = ROWS.integers(0, 2, 8)
+
+
+@pytest.mark.jax_defaults
+@pytest.mark.parametrize(
+    ("units", "loss", "y"),
+    [
+        (4, "sparse_categorical_crossentropy", CLASSES),
+        (4, "sparse_categorical_crossentropy", CLASSES[:, None]),
+        (4, "categorical_crossentropy", np.eye(4)[CLASSES]),
+        (4, keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=2), CLASSES),
+        (1, "binary_crossentropy", BINARY),
+        (1, keras.losses.BinaryCrossentropy(from_logits=True), BINARY[:, None]),
+        (1, keras.losses.BinaryFocalCrossentropy, BINARY),
+        (1, "mse", X[:, 0]),
+        (1, keras.losses.mean_absolute_error, X[:, :1]),
+        (1, keras.losses.Huber(0.5, reduction="sum"), X[:, 0]),
+        (3, "mse", X),
+    ],
+)
+def test_losses_are_those_of_keras_for_each_example(units, loss, y):
+    net = dense(units, "sigmoid" if units == 1 else "softmax")
+    model = from_keras(net, loss)
+    outputs = net.predict(X, verbose=0)
+    given = keras.losses.get(loss)
+    if not isinstance(given, keras.losses.Loss):
+        function = given
+        given = type("Own", (keras.losses.Loss,), {"call": lambda self, a, b: function(a, b)})()
+    two = y if y.ndim == 2 or units != 1 else y[:, None]
+    expected = [float(given(two[i : i + 1], outputs[i : i + 1])) for i in range(8)]
+    np.testing.assert_allclose(model.loss(outputs, jnp.asarray(y)), expected, rtol=1e-5, atol=1e-7)
+    assert model.evaluate(model.init(KEY), X, y)["loss"] == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_outputs_of_one_axis_have_one_loss_each():
+    net = keras.Sequential([keras.Input((3,)), layers.Dense(1), layers.Flatten(), layers.Reshape(())])
+    model = from_keras(net, "mse", ["mae"])
+    outputs = model.predict(model.init(KEY), X)
+    assert outputs.shape == (8,)
+    result = model.evaluate(model.init(KEY), X, X[:, 0])
+    assert result["loss"] == pytest.approx(((outputs - X[:, 0]) ** 2).mean(), rel=1e-5)
+    assert result["mae"] == pytest.approx(np.abs(outputs - X[:, 0]).mean(), rel=1e-5)
+
+
+def test_a_sequence_counts_its_unmasked_places():
+    net = keras.Sequential(
+        [keras.Input((5,)), layers.Embedding(9, 4, mask_zero=True), layers.LSTM(3, return_sequences=True),
+         layers.Dense(4, "softmax")]
+    )
+    model = from_keras(net, "sparse_categorical_crossentropy")
+    x, y = np.array([[3, 1, 0, 0, 0], [2, 2, 5, 1, 0]]), np.array([[0, 1, 2, 3, 1], [1, 1, 0, 2, 3]])
+    outputs = model.predict(model.init(KEY), x)
+    chosen = -np.log(np.take_along_axis(outputs, y[..., None], -1)[..., 0])
+    expected = (chosen[0, :2].mean() + chosen[1, :4].mean()) / 2
+    assert model.evaluate(model.init(KEY), x, y)["loss"] == pytest.approx(expected, rel=1e-5)
+    parts = model.split(model.init(KEY))
+    sums = jax.jit(lambda key: model.gradient(parts.trainable, parts, full(x, y), key))(KEY)[2]
+    assert float(sums["loss"][0]) / 2 == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_function_takes_outputs_first():
+    model = from_keras(dense, lambda outputs, y: -jnp.log(outputs[jnp.arange(len(y)), y]), {"hits": accuracy})
+    weights = model.init(KEY)
+    other = from_keras(dense, "sparse_categorical_crossentropy", ["accuracy"])
+    a, b = model.evaluate(weights, X, CLASSES), other.evaluate(weights, X, CLASSES)
+    assert a["loss"] == pytest.approx(b["loss"], rel=1e-5) and a["hits"] == b["accuracy"]
+
+
+def test_a_compiled_model_brings_its_loss():
+    net = dense()
+    net.compile(loss="sparse_categorical_crossentropy")
+    other = from_keras(net, "sparse_categorical_crossentropy")
+    model = from_keras(net)
+    assert model.evaluate(model.init(KEY), X, CLASSES) == other.evaluate(other.init(KEY), X, CLASSES)
+    net.compile(loss=lambda y_true, y_pred: keras.losses.sparse_categorical_crossentropy(y_true, y_pred))
+    model = from_keras(net)
+    assert model.evaluate(model.init(KEY), X, CLASSES) == other.evaluate(other.init(KEY), X, CLASSES)
+
+
+# -- metrics -------------------------------------------------------------------------------------------
+
+M = keras.metrics
+N = 60
+WEIGHT = np.where(np.arange(N) % 5 == 0, 0, ROWS.uniform(0.5, 2, N)).astype(np.float32)
+PROBABILITY = ROWS.uniform(size=(N, 1)).astype(np.float32)
+PROBABILITIES = ROWS.dirichlet(np.ones(3), N).astype(np.float32)
+TWO, THREE = ROWS.integers(0, 2, N), ROWS.integers(0, 3, N)
+ONE_HOT = np.eye(3, dtype=np.float32)[THREE]
+LABELS = ROWS.integers(0, 2, (N, 3)).astype(np.float32)
+REAL, GUESS = ROWS.normal(size=(N, 2)).astype(np.float32), ROWS.normal(size=(N, 2)).astype(np.float32)
+
+KINDS = [
+    *((cls(), TWO[:, None], PROBABILITY) for cls in (M.BinaryAccuracy, M.BinaryCrossentropy, M.Hinge, M.SquaredHinge)),
+    *((cls(), ONE_HOT, PROBABILITIES) for cls in (
+        M.CategoricalAccuracy, M.CategoricalCrossentropy, M.CategoricalHinge, M.KLDivergence, M.Poisson)),
+    (M.TopKCategoricalAccuracy(2), ONE_HOT, PROBABILITIES),
+    *((metric, THREE, PROBABILITIES) for metric in (
+        M.SparseCategoricalAccuracy(), M.SparseCategoricalCrossentropy(), M.SparseTopKCategoricalAccuracy(2))),
+    *((cls(), REAL, GUESS) for cls in (
+        M.MeanSquaredError, M.MeanAbsoluteError, M.RootMeanSquaredError, M.CosineSimilarity, M.LogCoshError, M.R2Score,
+        M.MeanAbsolutePercentageError, M.MeanSquaredLogarithmicError, M.PearsonCorrelation, M.ConcordanceCorrelation)),
+    (M.Accuracy(), TWO[:, None], (PROBABILITY > 0.5).astype(np.float32)),
+    *((metric, TWO[:, None], PROBABILITY) for metric in (
+        M.AUC(), M.AUC(curve="PR"), M.AUC(thresholds=[0.1, 0.4, 0.8]), M.Precision(), M.Recall(thresholds=[0.2, 0.7]),
+        M.TruePositives(), M.TrueNegatives(), M.FalsePositives(), M.FalseNegatives(),
+        M.SensitivityAtSpecificity(0.5), M.SpecificityAtSensitivity(0.5), M.PrecisionAtRecall(0.5),
+        M.RecallAtPrecision(0.5), M.BinaryIoU())),
+    *((metric, LABELS, PROBABILITIES) for metric in (
+        M.AUC(), M.AUC(multi_label=True), M.Precision(), M.Recall(class_id=1), M.TruePositives(),
+        M.FBetaScore(threshold=0.5), M.F1Score(average="macro"), M.PrecisionAtRecall(0.5))),
+    (M.IoU(3, [0, 1], sparse_y_pred=False), THREE, PROBABILITIES),
+    (M.MeanIoU(3, sparse_y_pred=False), THREE, PROBABILITIES),
+    (M.OneHotIoU(3, [0, 2]), ONE_HOT, PROBABILITIES),
+    (M.OneHotMeanIoU(3), ONE_HOT, PROBABILITIES),
+]
+
+
+@pytest.mark.filterwarnings("ignore:You are passing weight as", "ignore:Explicitly requested dtype int64")
+@pytest.mark.parametrize(("metric", "y", "outputs"), KINDS, ids=[type(kind[0]).__name__ for kind in KINDS])
+def test_metrics_add_up_to_those_of_keras(metric, y, outputs):
+    """Sums over ragged parts, finished once, are Keras's own result on the whole data, with and without weights."""
+    inputs = keras.Input(outputs.shape[1:])
+    mine = from_keras(keras.Model(inputs, inputs), "mse", {"it": metric}).metrics["it"]
+    fractional = not isinstance(metric, M.IoU)  # Keras's own cuts such weights to integers
+    weights = WEIGHT if fractional else np.sign(WEIGHT)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        parts = [mine.measure(outputs[s], y[s], weights[s]) for s in (slice(0, 7), slice(7, 40), slice(40, N))]
+        total = mine.zero
+        for part in parts:
+            assert tree.specs(part) == tree.specs(mine.zero)
+            total = tree.add(total, part)
+        got = mine.finish(total)
+        chosen = weights > 0
+        repeat = isinstance(metric, (M.TruePositives, M.TrueNegatives, M.FalsePositives, M.FalseNegatives, M.AUC))
+        own = type(metric).from_config(metric.get_config())
+        own.update_state(y[chosen], outputs[chosen], sample_weight=weights[chosen])
+        np.testing.assert_allclose(got, own.result(), rtol=2e-5, atol=1e-6)
+        del repeat
+        assert not np.any(mine.finish(mine.zero))
+        jax.jit(mine.finish)(total)
+    assert not any(np.any(np.asarray(v)) for v in metric.variables), "the user's metric keeps its own state"
+
+
+def test_fractional_weights_count_in_iou():
+    mine = from_keras(dense(3), "mse", {"iou": M.MeanIoU(3, sparse_y_pred=False)}).metrics["iou"]
+    matrix = mine.measure(np.eye(3), np.array([0, 1, 1]), np.array([0.5, 0.25, 1], np.float32))[0]
+    np.testing.assert_allclose(matrix, [[0.5, 0, 0], [0, 0.25, 1], [0, 0, 0]])
+
+
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64")
+def test_iou_of_images_weighs_every_pixel():
+    net = keras.Sequential([keras.Input((2, 2, 1)), layers.Conv2D(3, 1, activation="softmax")])
+    metric = M.MeanIoU(3, sparse_y_pred=False)
+    model = from_keras(net, "sparse_categorical_crossentropy", [metric])
+    x, y = ROWS.normal(size=(5, 2, 2, 1)).astype(np.float32), ROWS.integers(0, 3, (5, 2, 2))
+    metric = M.MeanIoU(3, sparse_y_pred=False)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        metric.update_state(y, net.predict(x, verbose=0))
+    result = model.evaluate(model.init(KEY), x, y)
+    assert result[metric.name.removesuffix("_1") if metric.name not in result else metric.name] == pytest.approx(
+        float(metric.result())
+    )
+
+
+@pytest.mark.parametrize(
+    ("units", "y"), [(1, BINARY), (1, BINARY[:, None]), (4, CLASSES), (4, CLASSES[:, None]), (4, np.eye(4)[CLASSES])]
+)
+def test_accuracy_is_what_compile_makes_of_it(units, y):
+    net = dense(units, "sigmoid" if units == 1 else "softmax")
+    net.compile(loss="mse", metrics=["accuracy"])
+    two = y if y.ndim == 2 else y[:, None]
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        expected = net.evaluate(X, two, verbose=0, return_dict=True) if units == 1 or y.ndim == 2 else None
+        if expected is None:
+            net.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+            expected = net.evaluate(X, y, verbose=0, return_dict=True)
+    own = (lambda outputs, y: jnp.zeros(len(y)))
+    model = from_keras(net, own, ["accuracy"])
+    assert model.evaluate(model.init(KEY), X, y)["accuracy"] == pytest.approx(expected["accuracy"])
+
+
+def test_metrics_by_list_and_by_dict():
+    def half(outputs, y):
+        return jnp.full(len(y), 0.5)
+
+    model = from_keras(dense, "sparse_categorical_crossentropy", [
+        "accuracy", M.SparseTopKCategoricalAccuracy(2, name="top2"), half, M.SparseCategoricalCrossentropy,
+        keras.losses.SparseCategoricalCrossentropy(name="loss_object"), keras.metrics.sparse_categorical_accuracy,
+    ])  # fmt: skip
+    result = model.evaluate(model.init(KEY), X, CLASSES)
+    assert result["half"] == 0.5 and result["accuracy"] == result["sparse_categorical_accuracy"]
+    assert result["SparseCategoricalCrossentropy"] == pytest.approx(result["loss"], rel=1e-5)
+    assert {"top2", "accuracy"} <= set(result)
+    count = Metric(np.float32(0), lambda outputs, y, weight: weight.sum(), lambda total: total)
+    model = from_keras(dense, "sparse_categorical_crossentropy", {"rows": count, "hits": "accuracy"})
+    assert model.evaluate(model.init(KEY), X, CLASSES)["rows"] == 8
+
+
+# -- refused -------------------------------------------------------------------------------------------
+
+
+class LastSeen(M.Metric):
+    def __init__(self, name="last_seen"):
+        super().__init__(name=name)
+        self.last = self.add_variable((), "zeros")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.last.assign(keras.ops.max(y_pred))
+
+    def result(self):
+        return self.last
+
+
+def branches():
+    inputs = keras.Input((3,))
+    return keras.Model(inputs, [layers.Dense(1)(inputs), layers.Dense(2)(inputs)])
+
+
+class Headless(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(2)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+def headless():
+    net = Headless()
+    net(X)
+    return net
+
+
+def recurrent():
+    return keras.Sequential([keras.Input((4, 2), batch_size=3), layers.LSTM(2, stateful=True, name="memory")])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (lambda: from_keras(3, "mse"), ["SF-MODEL-002", "int"]),
+        (lambda: from_keras(lambda: "net", "mse"), ["SF-MODEL-002", "str"]),
+        (lambda: from_keras(keras.Sequential([layers.Dense(1)], name="bare"), "mse"), ["SF-MODEL-003", "bare", "Input"]),
+        (lambda: from_keras(dense), ["SF-MODEL-004", "missing"]),
+        (lambda: from_keras(dense, "no_such_loss"), ["SF-MODEL-004", "no_such_loss"]),
+        (lambda: from_keras(dense, 3.0), ["SF-MODEL-004", "float"]),
+        (lambda: from_keras(recurrent, "mse"), ["SF-MODEL-005", "memory", "stateful"]),
+        (lambda: from_keras(dense, "mse", ["mse", "mse"]), ["SF-MODEL-006", "'mse'"]),
+        (lambda: from_keras(branches, "mse"), ["SF-MODEL-007", "2 outputs"]),
+        (lambda: from_keras(branches, lambda o, y: y, ["mse"]), ["SF-MODEL-007", "'mse'"]),
+        (lambda: from_keras(dense, "mse", ["no_such_metric"]), ["SF-MODEL-008", "no_such_metric"]),
+        (lambda: from_keras(dense, "mse", [LastSeen()]), ["SF-MODEL-009", "'last_seen'", "LastSeen"]),
+        (lambda: from_keras(dense, "mse", [M.Mean(name="m")]), ["SF-MODEL-009", "'m'"]),
+        (lambda: from_keras(dense, "mse", [M.R2Score(num_regressors=2)]), ["SF-MODEL-009", "R2Score"]),
+        (lambda: from_keras(headless, "mse", [M.F1Score()]), ["SF-MODEL-010", "f1_score", "update_state"]),
+        (lambda: from_keras(dense, "mse", "accuracy"), ["SF-COMP-011"]),
+        (lambda: from_keras(dense, "mse", {"a": 3}), ["SF-COMP-010"]),
+        (lambda: from_keras(dense, "mse", [lambda o, y: y, M.Mean(name="loss")]), ["SF-MODEL-009"]),
+    ],
+)
+def test_refused_with_the_reason(given, words):
+    with pytest.raises(CompositionError) as caught:
+        given()
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_another_backend_is_told_how_to_change(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "tensorflow")
+    with pytest.raises(CompositionError, match=r"'tensorflow'.*KERAS_BACKEND=jax.*before the first import.*SF-MODEL-001"):
+        from_keras(dense, "mse")
+
+
+def test_without_keras_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "keras", None)
+    with pytest.raises(MissingExtraError, match=r"sumfold\[keras\]"):
+        from_keras(dense, "mse")
