@@ -400,18 +400,16 @@ def test_metrics_add_up_to_those_of_keras(metric, y, outputs):
     fractional = not isinstance(metric, M.IoU)  # Keras's own cuts such weights to integers
     weights = WEIGHT if fractional else np.sign(WEIGHT)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        parts = [mine.measure(outputs[s], y[s], weights[s]) for s in (slice(0, 7), slice(7, 40), slice(40, N))]
+        parts = [mine.measure(outputs[s], y[s], jnp.asarray(weights[s])) for s in (slice(0, 7), slice(7, 40), slice(40, N))]
         total = mine.zero
         for part in parts:
             assert tree.specs(part) == tree.specs(mine.zero)
             total = tree.add(total, part)
         got = mine.finish(total)
         chosen = weights > 0
-        repeat = isinstance(metric, (M.TruePositives, M.TrueNegatives, M.FalsePositives, M.FalseNegatives, M.AUC))
         own = type(metric).from_config(metric.get_config())
         own.update_state(y[chosen], outputs[chosen], sample_weight=weights[chosen])
         np.testing.assert_allclose(got, own.result(), rtol=2e-5, atol=1e-6)
-        del repeat
         assert not np.any(mine.finish(mine.zero))
         jax.jit(mine.finish)(total)
     assert not any(np.any(np.asarray(v)) for v in metric.variables), "the user's metric keeps its own state"
@@ -419,7 +417,7 @@ def test_metrics_add_up_to_those_of_keras(metric, y, outputs):
 
 def test_fractional_weights_count_in_iou():
     mine = from_keras(dense(3), "mse", {"iou": M.MeanIoU(3, sparse_y_pred=False)}).metrics["iou"]
-    matrix = mine.measure(np.eye(3), np.array([0, 1, 1]), np.array([0.5, 0.25, 1], np.float32))[0]
+    matrix = mine.measure(np.eye(3), np.array([0, 1, 1]), jnp.array([0.5, 0.25, 1]))[0]
     np.testing.assert_allclose(matrix, [[0.5, 0, 0], [0, 0.25, 1], [0, 0, 0]])
 
 

@@ -87,14 +87,15 @@ class EarlyStopping:
         """``"stop"`` after an evaluation that exhausts the patience."""
         if event.kind != "evaluation":
             return None
-        if self.monitor not in flat(event.metrics):
+        numbers = [name for name, value in flat(event.metrics).items() if isinstance(value, (int, float))]
+        if self.monitor not in numbers:
             raise CompositionError(
                 "SF-TRAIN-002",
-                f"EarlyStopping(monitor={self.monitor!r}) and an evaluation of {sorted(flat(event.metrics))}",
+                f"EarlyStopping(monitor={self.monitor!r}) and an evaluation of {sorted(numbers)}",
                 "a number that the evaluation has",
                 "monitor one of those, or add the metric to the model",
             )
-        series = [flat(entry).get(self.monitor, math.nan) for entry in event.history.evaluations]
+        series = [float(flat(entry).get(self.monitor, math.nan)) for entry in event.history.evaluations]
         return "stop" if self.exhausted(series) else None
 
     def exhausted(self, series: list[float]) -> bool:

@@ -111,7 +111,7 @@ class History:
         figure = Figure(figsize=(1.2 + 3.6 * columns, 3.2 * rows), layout="constrained")
         for place, name in enumerate(names):
             axes = figure.add_subplot(rows, columns, place + 1)
-            for label, series, style in (("training, at clients", trained, "-"), ("evaluation", evaluated, "o-")):
+            for label, series, style in (("training, at clients", trained, "C0-"), ("evaluation", evaluated, "C1o-")):
                 points = [(number, values[name]) for number, values in series if name in values]
                 if points:
                     axes.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1.4)

@@ -88,7 +88,8 @@ def _pace(rounds: int, before: int) -> Callable[[int, int], str]:
         (began, first, clients_first), (now, _, clients_now) = marks[0], marks[-1]
         elapsed = max(now - began, 1e-9)
         left = elapsed / (finished - first) * (rounds - finished)
-        return f"{_short((clients_now - clients_first) / elapsed)} clients/s" + (f"  {_clock(left)} left" if left else "")
+        rate = f"{_short((clients_now - clients_first) / elapsed)} clients/s"
+        return f"{rate}  {_clock(left)} left" if left else rate
 
     return pace
 

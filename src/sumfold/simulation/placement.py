@@ -22,6 +22,10 @@ from sumfold.tree import Leaf, Tree
 __all__ = ["Placement", "room"]
 
 _SMALL = 64 << 20
+"""Bytes of examples below which spare rows are cheap."""
+
+_GENEROUS = 8
+"""How many times the needed steps may be reserved, four bytes a row."""
 
 
 def room(needed: int) -> int:
@@ -45,6 +49,7 @@ class _Layout(NamedTuple):
     owner: weakref.ref[Any]
     codes: NDArray[np.uint32]
     widths: tuple[int, ...]
+    room: dict[tuple[int, int], int]
 
 
 class Placement:
@@ -53,7 +58,6 @@ class Placement:
     def __init__(self) -> None:
         self._placed: dict[tuple[int, ...], _Placed] = {}
         self._layouts: dict[int, _Layout] = {}
-        self._room: dict[tuple[int, int], int] = {}
 
     def examples(self, data: ClientData) -> Tree:
         """The flat examples on the device, in JAX's dtypes; small ones with spare rows, so that shapes repeat."""
@@ -91,7 +95,7 @@ class Placement:
                 made = plan(counts[chosen], layout.codes[at], batching, seed, round)
             else:
                 made = plan_ready([ready[p] for p in at], width)
-            plans.append(self._pack(data, at, chosen, made, width, layout, len(positions)))
+            plans.append(self._pack(data, batching, at, chosen, made, width, layout, len(positions)))
         return tuple(plans)
 
     def _many(self, data: ClientData, batching: Batching) -> bool:
@@ -108,7 +112,7 @@ class Placement:
             widths = {1 << b for b in bits} or {1}
         else:
             widths = {batching.size}
-        layout = _Layout(weakref.ref(data), keys.codes(data.ids), tuple(sorted(widths)))
+        layout = _Layout(weakref.ref(data), keys.codes(data.ids), tuple(sorted(widths)), {})
         self._layouts = {k: v for k, v in self._layouts.items() if v.owner() is not None}
         self._layouts[id(data)] = layout
         return layout
@@ -116,6 +120,7 @@ class Placement:
     def _pack(
         self,
         data: ClientData,
+        batching: Batching,
         at: NDArray[np.int64],
         places: NDArray[np.int64],
         made: Any,
@@ -123,7 +128,7 @@ class Placement:
         layout: _Layout,
         cohort: int,
     ) -> Clients:
-        steps_room = self._reserve(width, cohort, len(made.rows))
+        steps_room = _reserve(layout, data, batching, width, cohort, len(made.rows))
         index = np.full((steps_room, made.rows.shape[1]), -1, np.int32)
         first = np.repeat(np.asarray(data.starts)[at], made.steps)[:, None]
         rows = np.where(made.rows >= 0, made.rows + first, 0)
@@ -145,9 +150,19 @@ class Placement:
             np.int32(len(at)),
         )
 
-    def _reserve(self, width: int, cohort: int, needed: int) -> int:
-        """Room for the steps of this and of earlier cohorts, doubled when it is outgrown: shapes settle quickly."""
-        known = self._room.get((width, cohort), 0)
-        if needed > known:
-            self._room[width, cohort] = room(needed if not known else max(needed, 2 * known))
-        return self._room.setdefault((width, cohort), 1)
+
+def _reserve(layout: _Layout, data: ClientData, batching: Batching, width: int, cohort: int, needed: int) -> int:
+    """Room for the steps of any cohort of this size, so that no later cohort needs another executable.
+
+    Where a few huge clients would make that room many times too large, it grows by doubling instead.
+    """
+    known = layout.room.get((width, cohort), 0)
+    if needed > known:
+        if data.batch_sizes is not None:
+            steps = np.array([len(sizes) for sizes in data.batch_sizes], np.int64)
+        else:
+            counts = np.asarray(data.counts)
+            steps = batching.steps(counts[counts <= width] if batching.size is None else counts)
+        most = int(np.sort(steps)[-cohort:].sum())
+        layout.room[width, cohort] = room(most if most <= _GENEROUS * needed else max(needed, 2 * known))
+    return layout.room.get((width, cohort), 1)
