@@ -175,7 +175,98 @@ def missing_extra(package: str, extra: str) -> MissingExtraError:
     )
 
 
-CATALOG["SF-EXTRA-001"] = Entry("An optional dependency is not installed.", "Install the extra that the message names.")
+CATALOG["SF-CKPT-001"] = Entry("The file to load is missing or cannot be read.", "Check the path and the permissions.")
+CATALOG["SF-CKPT-002"] = Entry(
+    "A safetensors file of another program was given.",
+    "Load files that sumfold.save, models.save or a checkpoint wrote.",
+)
+CATALOG["SF-CKPT-003"] = Entry(
+    "A file was truncated or changed after it was written, or never was a Sumfold file.", "Use an older copy."
+)
+CATALOG["SF-CKPT-004"] = Entry(
+    "A file could not be written: the disk is full, or the folder is missing or read-only.",
+    "Make room or choose another folder; the older file is whole.",
+)
+CATALOG["SF-CKPT-010"] = Entry(
+    "The checkpoint folder cannot be made, or is no folder.", "Choose a folder that can be written to."
+)
+CATALOG["SF-CKPT-011"] = Entry(
+    "Another process trains in the checkpoint folder.", "Wait until it is done, or choose another folder."
+)
+CATALOG["SF-CKPT-012"] = Entry(
+    "The history of a run could not be written, for example because the disk is full.",
+    "Make room and run the same call again: it goes on after the last saved round.",
+)
+CATALOG["SF-CKPT-013"] = Entry(
+    "The history file became shorter while the run trained.", "Leave the folder alone while a run trains."
+)
+CATALOG["SF-CKPT-014"] = Entry(
+    "No checkpoint in the folder is whole.", "Restore a copy of the folder, or begin anew in another one."
+)
+CATALOG["SF-CKPT-015"] = Entry(
+    "The checkpoint belongs to another run: another algorithm, model, program, seed or federation.",
+    "Call train as before to go on with it, or choose another folder.",
+)
+CATALOG["SF-CKPT-016"] = Entry(
+    "A checkpoint or its history is damaged.", "Nothing: an older one is used if there is one."
+)
+
+CATALOG["SF-COMP-001"] = Entry(
+    "A number of a Batching is not a whole number of at least 1.", "Pass whole numbers; a full batch is size=None."
+)
+CATALOG["SF-COMP-002"] = Entry("The modulus of a sum is outside 2 … 2**32.", "Choose 2**32.")
+CATALOG["SF-COMP-003"] = Entry(
+    "A chain has no stage, or a stage needs a bound that those before it do not give.",
+    "Pass one stage or more, the one that bounds (a clip) before the one that needs the bound.",
+)
+CATALOG["SF-COMP-004"] = Entry(
+    "The parts that a client reports are not those that have a stage.",
+    "Give `aggregate` one stage for every part of the report.",
+)
+CATALOG["SF-COMP-005"] = Entry(
+    "A stage needs a sum that the runtime does not offer.",
+    "Choose an aggregator that is such a sum, or another runtime.",
+)
+CATALOG["SF-COMP-010"] = Entry(
+    "A metric is neither a function nor a Metric.",
+    "Pass fn(outputs, y) -> value per example, or one of sumfold.metrics.",
+)
+CATALOG["SF-COMP-011"] = Entry("metrics is no dict.", 'Write metrics={"accuracy": sumfold.metrics.accuracy}.')
+CATALOG["SF-COMP-012"] = Entry("A metric has the name of one of Sumfold's own counts.", "Rename the metric.")
+CATALOG["SF-COMP-013"] = Entry("An AUC histogram has fewer than two bins.", "Ask for two or more; 2048 is the default.")
+CATALOG["SF-COMP-014"] = Entry(
+    "init, predict or loss of from_functions cannot be called.", "Pass functions, in the order init, predict, loss."
+)
+CATALOG["SF-COMP-020"] = Entry(
+    "An optimizer is neither an optax transform nor a Keras optimizer, such as a class or a function that makes one.",
+    "Pass the optimizer itself, such as optax.sgd(0.1); clients also take fn(round) -> optax transform.",
+)
+CATALOG["SF-COMP-021"] = Entry(
+    "weighting is neither a known word nor a function.",
+    'Pass "examples", "uniform" or a function of the client\'s metrics.',
+)
+CATALOG["SF-COMP-022"] = Entry(
+    "set_hparams names a hyperparameter that cannot be set.",
+    "Set those that get_hparams shows; optax optimizers need optax.inject_hyperparams.",
+)
+CATALOG["SF-COMP-023"] = Entry("batching is no Batching.", "Write sf.Batching(size=32, epochs=1).")
+CATALOG["SF-COMP-024"] = Entry(
+    "A layer such as batch normalisation would see batches of different sizes.",
+    "Use sf.Batching(size=…, drop_remainder=True), or group or layer normalisation.",
+)
+CATALOG["SF-COMP-025"] = Entry(
+    "set_hparams names a group that the algorithm does not have.", "Use the groups of get_hparams, such as client_work."
+)
+CATALOG["SF-COMP-026"] = Entry(
+    "Weights were asked of an algorithm that trains no model.", "Read its result from the state or the metrics."
+)
+CATALOG["SF-COMP-030"] = Entry(
+    "moments was asked for fewer than one column.", "Pass the number of columns, x.shape[1]."
+)
+CATALOG["SF-COMP-031"] = Entry(
+    "A function of a round or stage returns other shapes, dtypes or containers than it was given.",
+    "Return the same structure; cast with astype.",
+)
 
 CATALOG["SF-DATA-001"] = Entry(
     "The client data is neither a sequence of clients, a mapping nor a federation.",
@@ -255,58 +346,32 @@ CATALOG["SF-DATA-025"] = Entry(
 )
 CATALOG["SF-DATA-026"] = Entry("Labels of a partition are not one per row.", "Turn one-hot labels into class numbers.")
 CATALOG["SF-DATA-027"] = Entry("A masked array hides values.", "Fill the hidden values first.")
+CATALOG["SF-DATA-050"] = Entry(
+    "A client's weight is negative or not finite.", "Look at `weighting`; the state passed in is unchanged."
+)
+CATALOG["SF-DATA-051"] = Entry(
+    "A client's entry is not features and labels.", "Give (x, y), (x, y, example_weight) or a dict with x and y."
+)
+CATALOG["SF-DATA-052"] = Entry("x and y of an evaluation have different lengths.", "Cut them to one row per example.")
+CATALOG["SF-DATA-053"] = Entry(
+    "A Batching was given with ready-made batches.", "Leave batching out, or give each client its examples as (x, y)."
+)
+CATALOG["SF-DATA-054"] = Entry(
+    "Labels are outside the classes that the model's outputs have columns for.",
+    "Number the classes from 0, or give the model more outputs.",
+)
 
-CATALOG["SF-CKPT-010"] = Entry(
-    "The checkpoint folder cannot be made, or is no folder.", "Choose a folder that can be written to."
-)
-CATALOG["SF-CKPT-011"] = Entry(
-    "Another process trains in the checkpoint folder.", "Wait until it is done, or choose another folder."
-)
-CATALOG["SF-CKPT-012"] = Entry(
-    "The history of a run could not be written, for example because the disk is full.",
-    "Make room and run the same call again: it goes on after the last saved round.",
-)
-CATALOG["SF-CKPT-013"] = Entry(
-    "The history file became shorter while the run trained.", "Leave the folder alone while a run trains."
-)
-CATALOG["SF-CKPT-014"] = Entry(
-    "No checkpoint in the folder is whole.", "Restore a copy of the folder, or begin anew in another one."
-)
-CATALOG["SF-CKPT-015"] = Entry(
-    "The checkpoint belongs to another run: another algorithm, model, program, seed or federation.",
-    "Call train as before to go on with it, or choose another folder.",
-)
-CATALOG["SF-CKPT-016"] = Entry(
-    "A checkpoint or its history is damaged.", "Nothing: an older one is used if there is one."
-)
-CATALOG["SF-TRAIN-001"] = Entry(
-    "EarlyStopping with a patience, mode or min_delta that cannot be used.", "Use patience ≥ 1 and 'min' or 'max'."
-)
-CATALOG["SF-TRAIN-002"] = Entry(
-    "EarlyStopping monitors a number that evaluations do not have.", "Monitor one of those that the message lists."
-)
-CATALOG["SF-TRAIN-003"] = Entry("Both clients_per_round and cohorts were given.", "Give one of them.")
-CATALOG["SF-TRAIN-004"] = Entry(
-    "clients_per_round is below 1 or larger than the federation.", "Ask for fewer clients, or leave it out."
-)
-CATALOG["SF-TRAIN-005"] = Entry("cohorts is no iterable of id lists.", "Pass one list of ids a round.")
-CATALOG["SF-TRAIN-006"] = Entry("There are fewer cohorts than rounds.", "Pass more cohorts or ask for fewer rounds.")
-CATALOG["SF-TRAIN-007"] = Entry(
-    "Data to evaluate was given for an algorithm without a model.", "Leave evaluate out, or use a callback."
-)
-CATALOG["SF-TRAIN-008"] = Entry("An evaluation function returned no dict of numbers.", "Return {name: number}.")
-CATALOG["SF-TRAIN-009"] = Entry("A callback cannot be called.", "Pass functions of one event.")
-CATALOG["SF-TRAIN-010"] = Entry("EarlyStopping without evaluations to watch.", "Pass evaluate=.")
-CATALOG["SF-TRAIN-011"] = Entry("A callback returned something else than None or 'stop'.", "Return one of these.")
-CATALOG["SF-TRAIN-012"] = Entry(
-    "rounds, evaluate_every or checkpoint_every is no whole number in its range.", "Pass a whole number."
-)
+CATALOG["SF-EXTRA-001"] = Entry("An optional dependency is not installed.", "Install the extra that the message names.")
 
 CATALOG["SF-MODEL-001"] = Entry(
     "Keras runs on a backend other than JAX.", "Set KERAS_BACKEND=jax before the first import of keras."
 )
-CATALOG["SF-MODEL-002"] = Entry("Something else than a Keras model was given.", "Pass a model, or a function that builds it.")
-CATALOG["SF-MODEL-003"] = Entry("A Keras model has no weights yet.", "Begin it with keras.Input, or call it on a batch.")
+CATALOG["SF-MODEL-002"] = Entry(
+    "Something else than a Keras model was given.", "Pass a model, or a function that builds it."
+)
+CATALOG["SF-MODEL-003"] = Entry(
+    "A Keras model has no weights yet.", "Begin it with keras.Input, or call it on a batch."
+)
 CATALOG["SF-MODEL-004"] = Entry("The loss is no function.", "Pass (outputs, y) -> loss of each example.")
 CATALOG["SF-MODEL-005"] = Entry("A layer carries state from batch to batch.", "Leave stateful=True out.")
 CATALOG["SF-MODEL-006"] = Entry("Two metrics have one name.", "Pass a dict name -> metric.")
@@ -334,6 +399,75 @@ CATALOG["SF-MODEL-014"] = Entry(
 CATALOG["SF-MODEL-015"] = Entry(
     "Something else than an Equinox module was given.", "Pass a function key -> module, or a module."
 )
-CATALOG["SF-MODEL-016"] = Entry(
-    "An Equinox module has state.", "Use GroupNorm or LayerNorm in place of BatchNorm."
+CATALOG["SF-MODEL-016"] = Entry("An Equinox module has state.", "Use GroupNorm or LayerNorm in place of BatchNorm.")
+
+CATALOG["SF-STATE-001"] = Entry(
+    "Something else than a state was passed where a state belongs.",
+    "Pass what initialize or next returned; next takes (state, client_data).",
+)
+CATALOG["SF-STATE-002"] = Entry(
+    "The state belongs to another algorithm or model.",
+    "Begin anew with initialize, or move the weights with set_model_weights.",
+)
+CATALOG["SF-STATE-003"] = Entry(
+    "Weights have other names, shapes or dtypes than the model.",
+    "Pass what init, get_model_weights or models.load gave for this model.",
+)
+
+CATALOG["SF-TRAIN-001"] = Entry(
+    "EarlyStopping with a patience, mode or min_delta that cannot be used.", "Use patience ≥ 1 and 'min' or 'max'."
+)
+CATALOG["SF-TRAIN-002"] = Entry(
+    "EarlyStopping monitors a number that evaluations do not have.", "Monitor one of those that the message lists."
+)
+CATALOG["SF-TRAIN-003"] = Entry("Both clients_per_round and cohorts were given.", "Give one of them.")
+CATALOG["SF-TRAIN-004"] = Entry(
+    "clients_per_round is below 1 or larger than the federation.", "Ask for fewer clients, or leave it out."
+)
+CATALOG["SF-TRAIN-005"] = Entry("cohorts is no iterable of id lists.", "Pass one list of ids a round.")
+CATALOG["SF-TRAIN-006"] = Entry("There are fewer cohorts than rounds.", "Pass more cohorts or ask for fewer rounds.")
+CATALOG["SF-TRAIN-007"] = Entry(
+    "Data to evaluate was given for an algorithm without a model.", "Leave evaluate out, or use a callback."
+)
+CATALOG["SF-TRAIN-008"] = Entry("An evaluation function returned no dict of numbers.", "Return {name: number}.")
+CATALOG["SF-TRAIN-009"] = Entry("A callback cannot be called.", "Pass functions of one event.")
+CATALOG["SF-TRAIN-010"] = Entry("EarlyStopping without evaluations to watch.", "Pass evaluate=.")
+CATALOG["SF-TRAIN-011"] = Entry("A callback returned something else than None or 'stop'.", "Return one of these.")
+CATALOG["SF-TRAIN-012"] = Entry(
+    "rounds, evaluate_every or checkpoint_every is no whole number in its range.", "Pass a whole number."
+)
+
+CATALOG["SF-TYPE-001"] = Entry(
+    "A loss or metric returns something else than one value per example.",
+    "Return it before any mean or sum over the batch.",
+)
+CATALOG["SF-TYPE-002"] = Entry(
+    "The model or its loss fails on examples of these shapes and dtypes.",
+    "Compare the model's input with the data; the model's own error is attached.",
+)
+CATALOG["SF-TYPE-003"] = Entry(
+    "A leaf to save is no array of numbers.", "Leave it out; store a key as jax.random.key_data(key)."
+)
+
+CATALOG["SF-WIRE-001"] = Entry("A message is larger than allowed.", "Send less, or raise Limits on both sides.")
+CATALOG["SF-WIRE-002"] = Entry("The bytes are not a Sumfold message.", "Check that both peers speak this protocol.")
+CATALOG["SF-WIRE-003"] = Entry("A message's header is too large or cut off.", "Send the message again, whole.")
+CATALOG["SF-WIRE-004"] = Entry(
+    "A message's header has other fields than its kind.", "Run the same version on both sides."
+)
+CATALOG["SF-WIRE-005"] = Entry("Arrays came where none were expected.", "Run the same plan on both sides.")
+CATALOG["SF-WIRE-006"] = Entry("A message's arrays are damaged or cut off.", "Send the message again, whole.")
+CATALOG["SF-WIRE-007"] = Entry(
+    "A message holds more, fewer or other arrays than expected.", "Run the same plan on both sides."
+)
+CATALOG["SF-WIRE-008"] = Entry(
+    "An array of a message has another shape or dtype than the plan says.", "Run the same plan on both sides."
+)
+CATALOG["SF-WIRE-009"] = Entry("A message's header is nested too deeply.", "Send it flat; no message of Sumfold's is.")
+CATALOG["SF-WIRE-010"] = Entry(
+    "An assignment names another plan or phase than the client has loaded.", "Fetch the plan that the assignment names."
+)
+CATALOG["SF-WIRE-011"] = Entry(
+    "A plan's programs do not load or have other types than its manifest states.",
+    "Do not run it; ask the server for a new one.",
 )

@@ -170,7 +170,7 @@ def test_nothing_whole_is_an_error_and_changes_nothing(
 ) -> None:
     harm(folder)
     before = content(folder)
-    with pytest.raises(sf.CheckpointError, match="no checkpoint in .* is whole") as caught:
+    with pytest.raises(sf.CheckpointError, match=r"no checkpoint in .* is whole") as caught:
         go_on(process, folder)
     assert caught.value.code == "SF-CKPT-014"
     assert NEWEST in str(caught.value) or HISTORY in str(caught.value)
@@ -212,7 +212,7 @@ def test_another_run_is_refused_with_both_values(
 
 def test_another_federation_is_refused(process: Process, whole: Path) -> None:
     other = {**DATA, "c": client(7)}
-    with pytest.raises(sf.CheckpointError, match="the federation's fingerprint is [0-9a-f]{32} there and"):
+    with pytest.raises(sf.CheckpointError, match=r"the federation's fingerprint is [0-9a-f]{32} there and"):
         train(process, other, rounds=4, progress=False, checkpoint=whole)
 
 

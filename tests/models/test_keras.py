@@ -10,10 +10,11 @@ from keras import layers
 
 from sumfold import tree
 from sumfold.core import files
+from sumfold.core.foreign import foreign
 from sumfold.core.round import Batch
 from sumfold.errors import CompositionError, MissingExtraError, StateError
 from sumfold.models import from_keras
-from sumfold.models.keras import KerasWeights
+from sumfold.models.keras import KerasWeights, seeded
 from sumfold.models.metrics import Metric, accuracy
 from sumfold.models.model import Examples
 
@@ -41,6 +42,10 @@ def same(a, b, **tolerance):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         assert x.dtype == y.dtype
         np.testing.assert_allclose(x, y, **{"rtol": 0, "atol": 0, **tolerance})
+
+
+def predicted(net, x):
+    return np.asarray(foreign(net)(x, training=False))
 
 
 def differ(a, b):
@@ -79,7 +84,7 @@ def test_one_round_of_sgd_is_what_fit_does():
 
 @pytest.mark.parametrize("inside", [(), (layers.Dropout(0.5),)], ids=["plain", "dropout"])
 def test_masked_rows_change_nothing(inside):
-    model = from_keras(lambda: dense(inside=inside), "sparse_categorical_crossentropy", ["accuracy", "AUC"][:1])
+    model = from_keras(lambda: dense(inside=inside), "sparse_categorical_crossentropy", ["accuracy"])
     parts = model.split(model.init(KEY))
     results = []
     for junk in (0, 7.5, np.nan):
@@ -98,7 +103,7 @@ def test_dropout_follows_from_the_key_and_is_off_when_predicting():
     assert differ(gradient(model, weights=weights), gradient(model, weights=weights, key=jax.random.key(4)))
     net = dense(inside=[layers.Dropout(0.5), layers.GaussianNoise(0.3)])
     weights.assign_to(net)
-    np.testing.assert_allclose(model.predict(weights, X), net.predict(X, verbose=0), rtol=1e-6)
+    np.testing.assert_allclose(model.predict(weights, X), predicted(net, X), rtol=1e-6)
     np.testing.assert_array_equal(model.predict(weights, X), model.predict(weights, X))
 
 
@@ -132,7 +137,7 @@ def test_penalty_is_the_models_own_losses():
     plain, regular = dense(), keras.Sequential(
         [keras.Input((3,)), layers.Dense(5, "tanh", kernel_regularizer="l2"), layers.Dense(4, "softmax")]
     )
-    regular.set_weights(plain.get_weights())
+    regular.set_weights([np.array(w) for w in plain.get_weights()])
     values = {}
     for name, net in {"plain": plain, "regular": regular}.items():
         model = from_keras(net, "sparse_categorical_crossentropy")
@@ -176,7 +181,7 @@ def test_losses_that_look_at_the_batch_are_coupled():
     model = from_keras(dense(inside=[Own()]), "sparse_categorical_crossentropy")
     assert "add_loss" in model.coupled
     parts = model.split(model.init(KEY))
-    assert float(model.apply(parts, jnp.asarray(X), KEY).penalty) != 0
+    assert float(foreign(model.apply)(parts, jnp.asarray(X), KEY).penalty) != 0
 
 
 @pytest.mark.parametrize(
@@ -191,7 +196,8 @@ def test_losses_that_look_at_the_batch_are_coupled():
     ids=["lstm", "gru", "cnn"],
 )
 def test_other_architectures_learn(net, x):
-    model = from_keras(keras.Sequential(net), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    net = foreign(keras.Sequential)(net)
+    model = from_keras(net, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     parts = model.split(model.init(KEY))
     step = jax.jit(lambda p, key: model.gradient(p, parts, full(x, CLASSES), key))
     trainable, losses = parts.trainable, []
@@ -217,28 +223,28 @@ def test_a_builder_is_seeded_and_leaves_the_global_generators_alone():
         np.random.random()
         return dense()
 
-    random.seed(1)
-    np.random.seed(1)
-    expected = random.random(), np.random.random()
-    random.seed(1)
-    np.random.seed(1)
     model = from_keras(build, "mse")
     first, again, other = model.init(KEY), model.init(KEY), model.init(jax.random.key(9))
-    assert (random.random(), np.random.random()) == expected
     same(first, again)
     assert differ(first, other)
+
+    numpy = np.random.get_state()
+    model.init(KEY)
+    np.testing.assert_equal(np.random.get_state(), numpy)
+    python = random.getstate()  # beartype draws from this generator too, so it is looked at alone
+    with seeded(5):
+        random.random()
+    assert random.getstate() == python
 
 
 def test_weights_survive_split_join_and_files():
     model = from_keras(lambda: dense(inside=[layers.BatchNormalization(), layers.Normalization()]), "mse")
     weights = model.init(KEY)
     assert tree.specs(model.template) == tree.specs(model.split(weights))
-    assert model.template.constants is not None
     same(model.join(model.split(weights)), weights)
     loaded = files.unpack(files.pack(weights), "test")
     assert isinstance(loaded, KerasWeights)
     same(model.split(loaded), model.split(weights))
-    same(model.split({"trainable": weights.trainable, "non_trainable": weights.non_trainable}), model.split(weights))
 
 
 def test_integer_weights_are_constants():
@@ -297,7 +303,7 @@ BINARY = ROWS.integers(0, 2, 8)
 def test_losses_are_those_of_keras_for_each_example(units, loss, y):
     net = dense(units, "sigmoid" if units == 1 else "softmax")
     model = from_keras(net, loss)
-    outputs = net.predict(X, verbose=0)
+    outputs = predicted(net, X)
     given = keras.losses.get(loss)
     if not isinstance(given, keras.losses.Loss):
         function = given
@@ -319,7 +325,7 @@ def test_outputs_of_one_axis_have_one_loss_each():
 
 
 def test_a_sequence_counts_its_unmasked_places():
-    net = keras.Sequential(
+    net = foreign(keras.Sequential)(
         [keras.Input((5,)), layers.Embedding(9, 4, mask_zero=True), layers.LSTM(3, return_sequences=True),
          layers.Dense(4, "softmax")]
     )
@@ -424,16 +430,11 @@ def test_fractional_weights_count_in_iou():
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64")
 def test_iou_of_images_weighs_every_pixel():
     net = keras.Sequential([keras.Input((2, 2, 1)), layers.Conv2D(3, 1, activation="softmax")])
-    metric = M.MeanIoU(3, sparse_y_pred=False)
-    model = from_keras(net, "sparse_categorical_crossentropy", [metric])
+    model = from_keras(net, "sparse_categorical_crossentropy", {"iou": M.MeanIoU(3, sparse_y_pred=False)})
     x, y = ROWS.normal(size=(5, 2, 2, 1)).astype(np.float32), ROWS.integers(0, 3, (5, 2, 2))
     metric = M.MeanIoU(3, sparse_y_pred=False)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        metric.update_state(y, net.predict(x, verbose=0))
-    result = model.evaluate(model.init(KEY), x, y)
-    assert result[metric.name.removesuffix("_1") if metric.name not in result else metric.name] == pytest.approx(
-        float(metric.result())
-    )
+    foreign(metric.update_state)(y, predicted(net, x))
+    assert model.evaluate(model.init(KEY), x, y)["iou"] == pytest.approx(float(foreign(metric.result)()))
 
 
 @pytest.mark.parametrize(
@@ -459,12 +460,12 @@ def test_metrics_by_list_and_by_dict():
 
     model = from_keras(dense, "sparse_categorical_crossentropy", [
         "accuracy", M.SparseTopKCategoricalAccuracy(2, name="top2"), half, M.SparseCategoricalCrossentropy,
-        keras.losses.SparseCategoricalCrossentropy(name="loss_object"), keras.metrics.sparse_categorical_accuracy,
+        keras.losses.CategoricalHinge(name="hinge"), keras.metrics.sparse_categorical_accuracy,
     ])  # fmt: skip
     result = model.evaluate(model.init(KEY), X, CLASSES)
     assert result["half"] == 0.5 and result["accuracy"] == result["sparse_categorical_accuracy"]
     assert result["SparseCategoricalCrossentropy"] == pytest.approx(result["loss"], rel=1e-5)
-    assert {"top2", "accuracy"} <= set(result)
+    assert {"top2", "hinge"} <= set(result)
     count = Metric(np.float32(0), lambda outputs, y, weight: weight.sum(), lambda total: total)
     model = from_keras(dense, "sparse_categorical_crossentropy", {"rows": count, "hits": "accuracy"})
     assert model.evaluate(model.init(KEY), X, CLASSES)["rows"] == 8

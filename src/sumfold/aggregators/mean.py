@@ -47,4 +47,4 @@ def mean() -> Stage:
         largest = max(abs(given.low), abs(given.high)) * given.weight
         return given._replace(norm=given.norm * given.weight, low=-largest, high=largest)
 
-    return Stage(encode, decode, bound=bound)
+    return Stage(encode, decode, bound=bound, name="mean")

@@ -28,4 +28,4 @@ def sum() -> Stage:
     def decode(state: Tree, total: Tree, key: Key) -> tuple[Tree, Tree, dict[str, Any]]:
         return total, state, {}
 
-    return Stage(encode, decode)
+    return Stage(encode, decode, name="sum")

@@ -80,6 +80,7 @@ class Stage(NamedTuple):
         bound: Bound -> Bound: what the client half guarantees; raises CompositionError when it needs more than
             it is given. Checked while chaining, not in round 400.
         group: what Σ means; None leaves it to a later stage of the chain.
+        name: for `explain`.
 
     Example:
         Halving on the clients, doubling on the server:
@@ -99,6 +100,7 @@ class Stage(NamedTuple):
     share: Callable[[Tree], Tree] = _nothing
     bound: Callable[[Bound], Bound] = _same
     group: Group | None = add
+    name: str = "a stage of your own"
 
 
 @user_facing
@@ -148,6 +150,7 @@ def chain(*stages: Stage) -> Stage:
         share=lambda state: tuple(stage.share(s) for stage, s in zip(stages, state, strict=True)),
         bound=bound,
         group=groups[-1] if groups else add,
+        name=" → ".join(stage.name for stage in stages),
     )
 
 

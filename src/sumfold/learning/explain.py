@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -38,13 +39,17 @@ def explain(process: Process, batch: Batch | None) -> str:
     lines = [f"{process!r}: one round, {len(process.round.phases)} exchange(s) with the same clients"]
     kept: Tree = ()
     for i, phase in enumerate(process.round.phases):
-        public = {part: stage.share(state.stages[i][part]) for part, stage in phase.aggregate.items()}
-        briefing = Briefing(phase.broadcast(state.algorithm, keys.typed(state.seed)), public)
+        briefing = jax.eval_shape(functools.partial(_briefing, phase), state.algorithm, state.stages[i], state.seed)
         if len(process.round.phases) > 1:
             lines += ["", f"Exchange {i + 1}"]
-        text, kept = _phase(phase, state.algorithm, tree.shapes(briefing), kept, batch)
+        text, kept = _phase(phase, state.algorithm, briefing, kept, batch)
         lines += text
     return "\n".join(lines)
+
+
+def _briefing(phase: Phase, algorithm: Tree, stages: Tree, seed: Tree) -> Briefing:
+    public = {part: stage.share(stages[part]) for part, stage in phase.aggregate.items()}
+    return Briefing(phase.broadcast(algorithm, keys.typed(seed)), public)
 
 
 def _phase(
@@ -65,7 +70,7 @@ def _phase(
         lines += ["  step     once for each batch; explain(client_data) shows its types before the first round"]
     else:
         count = _operations(half.step, start, carry, batch, key)
-        lines += [f"  step     {count} operations for each batch of {describe(batch.examples)}"]
+        lines += [f"  step     {count} operations for each batch of {_examples(batch)}"]
     lines += [f"  finish   {_operations(half.finish, start, carry, key)} operations, once"]
     lines += [f"  batches  {_batches(phase)}"]
 
@@ -82,10 +87,17 @@ def _phase(
     held = [*_rows(tree.specs(keeping.memory)), *_rows(tree.specs(keeping.kept))]
     lines += ["", "Stays with the client, never sent" if held else "Stays with the client: nothing", *held]
     lines += ["", "The server"]
-    lines += [f"  decode   {part!r} by its stage" for part in phase.aggregate]
+    lines += [f"  decode   {part!r}: {stage.name}" for part, stage in phase.aggregate.items()]
     specs = tree.specs(algorithm)
     lines += [f"  finalize applies the results to its state: {len(specs)} arrays, {_size(tree.nbytes(algorithm))}"]
     return lines, tree.zeros_like(keeping.kept)
+
+
+def _examples(batch: Batch) -> str:
+    examples = batch.examples
+    if isinstance(examples, (tuple, list)) and len(examples) in {2, 3}:
+        return ", ".join(f"{name} {describe(a)}" for name, a in zip(("x", "y", "weight"), examples, strict=False))
+    return describe(examples)
 
 
 def _title(text: str, arrays: Tree) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import html
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from sumfold import keys, tree
 from sumfold.core.batching import Batching
 from sumfold.core.driver import Cohort, Outcome, Runtime, State, begin, recognise, step
+from sumfold.core.group import add
 from sumfold.core.round import Batch, Metrics, Round
 from sumfold.data import Federation
 from sumfold.data.clients import as_federation
@@ -106,6 +108,20 @@ class Process:
         of = f" of {self.model.name}" if self.model else ""
         return f"Process({self.round.name}{of} on {type(self.runtime).__name__})"
 
+    def _repr_html_(self) -> str:
+        groups = {
+            part: (stage.group or add).kind for phase in self.round.phases for part, stage in phase.aggregate.items()
+        }
+        rows = {
+            "algorithm": self.round.name,
+            "model": self.model.name if self.model else "none",
+            "runtime": type(self.runtime).__name__,
+            "batches": ", ".join(str(phase.work.batching) for phase in self.round.phases),
+            "leaves a client": ", ".join(f"{part} ({kind})" for part, kind in groups.items()) + " and metrics, as sums",
+        }
+        cells = "".join(f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
+        return f"<table>{cells}</table>"
+
     # -- training -------------------------------------------------------------------------------------
 
     @user_facing
@@ -116,7 +132,9 @@ class Process:
             seed: everything random in the run is a function of it.
             clients: the population's size, for algorithms that need it.
         """
-        return begin(self.round, self._params(seed), seed)
+        state = begin(self.round, self._params(seed), seed)
+        self.__dict__.setdefault("_template", _shapes(state))
+        return state
 
     @user_facing
     def next(self, state: State, client_data: Any, clients: Iterable[Any] | None = None) -> Output:
@@ -228,7 +246,8 @@ class Process:
 
     @functools.cached_property
     def _template(self) -> State:
-        return begin(self.round, self._params(0), 0)
+        """The shapes and dtypes of every state of this algorithm, and its fingerprint."""
+        return _shapes(begin(self.round, self._params(0), 0))
 
     @functools.cached_property
     def _run(self) -> Callable[[State, Cohort], Outcome]:
@@ -313,6 +332,11 @@ class Process:
                 f"class numbers from 0 to {classes - 1}, since the model's outputs have {classes} columns",
                 "number the classes from 0; rows to ignore take an example_weight of 0",
             )
+
+
+def _shapes(state: State) -> State:
+    shapes: State = tree.shapes(state)
+    return shapes._replace(fingerprint=state.fingerprint, seed=state.seed)
 
 
 def _owner(federation: Federation, row: int) -> str:

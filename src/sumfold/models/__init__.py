@@ -1,9 +1,11 @@
 """Models: adapters from functions and frameworks to one record."""
 
+from sumfold.core.files import load as load
+from sumfold.core.files import save as save
 from sumfold.models.equinox import from_equinox as from_equinox
 from sumfold.models.flax import from_flax as from_flax
 from sumfold.models.functions import from_functions as from_functions
 from sumfold.models.keras import from_keras as from_keras
 from sumfold.models.model import Model as Model
 
-__all__ = ["Model", "from_equinox", "from_flax", "from_functions", "from_keras"]
+__all__ = ["Model", "from_equinox", "from_flax", "from_functions", "from_keras", "load", "save"]

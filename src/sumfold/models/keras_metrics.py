@@ -47,9 +47,16 @@ def as_keras_metrics(keras: Any, metrics: Any, model: Any) -> dict[str, Metric]:
     """
     if isinstance(metrics, Mapping):
         return as_metrics({name: translated(keras, given, name, model) for name, given in metrics.items()})
+    if metrics is None:
+        return {}
     in_order = isinstance(metrics, (list, tuple)) and not isinstance(metrics, Metric)
     if not in_order:
-        return as_metrics(metrics)
+        raise CompositionError(
+            "SF-COMP-011",
+            f"metrics as a {type(metrics).__name__}",
+            "a list, or a dict name -> metric",
+            'write metrics=["accuracy"]',
+        )
     names = [name_of(keras, given) for given in metrics]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise CompositionError(
@@ -60,7 +67,7 @@ def as_keras_metrics(keras: Any, metrics: Any, model: Any) -> dict[str, Metric]:
 
 def name_of(keras: Any, given: Any) -> str:
     """How a metric in a list is called: its string, its own name, or its function's."""
-    if isinstance(given, keras.metrics.Metric):
+    if isinstance(given, (keras.metrics.Metric, keras.losses.Loss)):
         return str(given.name)
     return given if isinstance(given, str) else getattr(given, "__name__", type(given).__name__)
 
