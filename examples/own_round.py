@@ -1,6 +1,6 @@
 """A computation of your own, written as a Round: exact linear regression over all clients, in a single round.
 
-    (Σ XᵀX) w = Σ Xᵀy            both sums over all rows of all clients, so w is what the pooled rows would give
+    (Σ XᵀX) w = Σ Xᵀy            both are sums over rows, so w is what all clients' rows together would give
 
 python examples/own_round.py
 """
@@ -11,21 +11,20 @@ import numpy as np
 import sumfold as sf
 from sumfold.aggregators import sum as total
 
-FEATURES = sf.data.HEART_FEATURES
+SIZE = len(sf.data.HEART_FEATURES) + 1  # one weight a column, and the intercept
 
 
 # A client folds over its own batches: `init`, a `step` for every batch, `finish`.
 
 
 def begin(task, key):
-    size = len(FEATURES) + 1
-    return {"xx": jnp.zeros((size, size)), "xy": jnp.zeros(size)}
+    return {"xx": jnp.zeros((SIZE, SIZE)), "xy": jnp.zeros(SIZE)}
 
 
 def add_batch(task, sums, batch, key):
     x, y = batch.examples
     x = jnp.concatenate([x, jnp.ones((len(x), 1))], axis=1)
-    x = jnp.where(batch.mask[:, None], x, 0.0)  # where a batch is short, its last places must not count
+    x = jnp.where(batch.mask[:, None], x, 0.0)  # the last places of a short batch repeat a row: they must not count
     return {"xx": sums["xx"] + x.T @ x, "xy": sums["xy"] + x.T @ y.astype(x.dtype)}
 
 
@@ -34,7 +33,7 @@ def report(task, sums, key):
     return sf.Report({"sums": part}, metrics={"num_examples": task.rows})
 
 
-# The server sends nothing, adds up what comes, and solves.
+# The server sends nothing, receives the sums, and solves.
 
 
 def send(state, key):
@@ -48,26 +47,33 @@ def solve(state, results, measured, key):
 
 regression = sf.Round(
     name="linear_regression",
-    init=lambda params, key: jnp.zeros(len(FEATURES) + 1),
+    init=lambda params, key: jnp.zeros(SIZE),
     phases=(sf.Phase(send, sf.Work(begin, add_batch, report), {"sums": total()}, solve),),
 )
 
 
 def main():
     hospitals, _ = sf.data.heart_disease(seed=0)
+
+    # Types first: what flows from the server to the clients and back. Nothing runs.
     print(sf.testing.check_round(regression, (), hospitals["cleveland"]))
 
-    # The same record on two runtimes: compiled as one program, and client by client through exported programs and bytes.
+    # The same record on two runtimes: one compiled program, and client by client through exported programs and bytes.
     process = sf.Process(regression)
+    weights = {}
     for runtime in (sf.Simulation(), sf.Loopback()):
         state, metrics = process.on(runtime).next(process.initialize(), hospitals)
-        print(f"{type(runtime).__name__:11}", np.asarray(state.algorithm).round(3), metrics["client_work"])
+        weights[type(runtime).__name__] = np.asarray(state.algorithm)
+        print(f"{metrics['client_work']['num_examples']} patients on {type(runtime).__name__}")
 
-    # What the pooled rows give. Only this last line looks at them.
+    # What all rows in one place would give. Only this line looks at them.
     x, y = hospitals.pooled()
-    pooled = np.linalg.lstsq(np.column_stack([x, np.ones(len(x))]), y, rcond=None)[0]
-    print(f"{'pooled rows':11}", pooled.round(3))
-    return np.asarray(state.algorithm), pooled
+    weights["all rows"] = np.linalg.lstsq(np.column_stack([x, np.ones(len(x))]), y, rcond=None)[0]
+
+    print(f"\n{'':20}" + "".join(f"{name:>12}" for name in weights))
+    for i, column in enumerate((*sf.data.HEART_FEATURES, "intercept")):
+        print(f"{column:20}" + "".join(f"{values[i]:12.5f}" for values in weights.values()))
+    return weights
 
 
 if __name__ == "__main__":

@@ -10,7 +10,20 @@ import jax.numpy as jnp
 
 from sumfold import tree
 from sumfold.aggregators import mean, sum as total
-from sumfold.core import Batching, Contribution, Phase, Report, Round, Stage, Work, chain, maximum, minimum, modular, stack
+from sumfold.core import (
+    Batching,
+    Contribution,
+    Phase,
+    Report,
+    Round,
+    Stage,
+    Work,
+    chain,
+    maximum,
+    minimum,
+    modular,
+    stack,
+)
 
 DIMENSION = 3
 RATE = 0.05
@@ -131,9 +144,7 @@ def local_layer():
         Batching(size=4),
         memory=lambda message: message[0],
     )
-    return Round(
-        "local_layer", zeros, (Phase(lambda state, key: state["w"], work, {"update": mean()}, apply_update),)
-    )
+    return Round("local_layer", zeros, (Phase(lambda state, key: state["w"], work, {"update": mean()}, apply_update),))
 
 
 def ifca():
@@ -153,9 +164,7 @@ def ifca():
         w, _ = carry
         chosen = jax.nn.one_hot(task.kept, 2)
         rows = task.rows.astype(jnp.float32)
-        return Report(
-            {f"model {k}": Contribution(task.message[k] - w, rows * chosen[k]) for k in range(2)}
-        )
+        return Report({f"model {k}": Contribution(task.message[k] - w, rows * chosen[k]) for k in range(2)})
 
     def finalize(state, results, measured, key):
         updates = jnp.stack([results["model 0"], results["model 1"]])
@@ -188,7 +197,11 @@ def adaptive_clip(target=0.5, rate=0.2):
         return result["value"], after, {"clipping_norm": state}
 
     return Stage(
-        encode, decode, init=lambda shapes: jnp.float32(0.5), share=lambda state: state, group=None,
+        encode,
+        decode,
+        init=lambda shapes: jnp.float32(0.5),
+        share=lambda state: state,
+        group=None,
         bound=lambda bound: bound._replace(norm=0.5),
     )
 
@@ -279,5 +292,7 @@ ROUNDS = {
     "local_layer": local_layer,
     "ifca": ifca,
     "extremes": extremes,
-    **{f"fed_avg with {name}": lambda make=make, name=name: fed_avg_with(make(), name) for name, make in STAGES.items()},
+    **{
+        f"fed_avg with {name}": lambda make=make, name=name: fed_avg_with(make(), name) for name, make in STAGES.items()
+    },
 }

@@ -114,4 +114,8 @@ def test_step_that_changes_the_carry_is_refused():
     phase = make.phases[0]
     bad = phase.work._replace(step=lambda task, carry, batch, key: (carry[0].astype(jnp.bfloat16), carry[1]))
     with pytest.raises(sf.CompositionError, match="the carry of phase 0"):
-        check_round(make._replace(phases=(phase._replace(work=bad),)), (), (np.zeros((2, 3), np.float32), np.zeros(2, np.float32)))
+        check_round(
+            make._replace(phases=(phase._replace(work=bad),)),
+            (),
+            (np.zeros((2, 3), np.float32), np.zeros(2, np.float32)),
+        )

@@ -1,6 +1,7 @@
 """Callbacks: what they are told, how they stop a run, and the two that ship."""
 
 import builtins
+import gc
 import struct
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,22 @@ def seesaw(losses: list[float]) -> Any:
 def test_events_come_in_order_and_hold_the_history_so_far(process: Process, tmp_path: Path) -> None:
     events: list[Event] = []
     history = run(
-        process, rounds=4, evaluate=DATA, evaluate_every=2,
-        checkpoint=tmp_path, checkpoint_every=4, callbacks=[events.append],
+        process,
+        rounds=4,
+        evaluate=DATA,
+        evaluate_every=2,
+        checkpoint=tmp_path,
+        checkpoint_every=4,
+        callbacks=[events.append],
     )
     assert [(event.kind, event.round) for event in events] == [
         ("round_end", 0),
-        ("round_end", 1), ("evaluation", 1),
+        ("round_end", 1),
+        ("evaluation", 1),
         ("round_end", 2),
-        ("round_end", 3), ("evaluation", 3), ("checkpoint", 3),
+        ("round_end", 3),
+        ("evaluation", 3),
+        ("checkpoint", 3),
     ]
     assert [len(event.history.metrics) for event in events] == [1, 2, 2, 3, 4, 4, 4]
     assert [len(event.history.evaluations) for event in events] == [0, 1, 1, 1, 2, 2, 2]
@@ -162,6 +171,7 @@ def written(folder: Path) -> list[tuple[str, int, float]]:
 
 def test_tensorboard_gets_every_number(process: Process, tmp_path: Path) -> None:
     history = run(process, rounds=2, evaluate=DATA, evaluate_every=2, callbacks=[TensorBoard(tmp_path)])
+    gc.collect()  # the callback ends here, and with it its file
     scalars = {(name, step): value for name, step, value in written(tmp_path)}
     for number in range(2):
         expected = history.metrics[number]["client_work"]["train"]["loss"]

@@ -97,7 +97,9 @@ def test_masked_rows_change_nothing(inside):
 
 
 def test_dropout_follows_from_the_key_and_is_off_when_predicting():
-    model = from_keras(lambda: dense(inside=[layers.Dropout(0.5), layers.GaussianNoise(0.3)]), "sparse_categorical_crossentropy")
+    model = from_keras(
+        lambda: dense(inside=[layers.Dropout(0.5), layers.GaussianNoise(0.3)]), "sparse_categorical_crossentropy"
+    )
     weights = model.init(KEY)
     same(gradient(model, weights=weights), gradient(model, weights=weights))
     assert differ(gradient(model, weights=weights), gradient(model, weights=weights, key=jax.random.key(4)))
@@ -134,8 +136,11 @@ def test_dropout_in_a_subclassed_model_without_a_training_argument():
 
 
 def test_penalty_is_the_models_own_losses():
-    plain, regular = dense(), keras.Sequential(
-        [keras.Input((3,)), layers.Dense(5, "tanh", kernel_regularizer="l2"), layers.Dense(4, "softmax")]
+    plain, regular = (
+        dense(),
+        keras.Sequential(
+            [keras.Input((3,)), layers.Dense(5, "tanh", kernel_regularizer="l2"), layers.Dense(4, "softmax")]
+        ),
     )
     regular.set_weights([np.array(w) for w in plain.get_weights()])
     values = {}
@@ -177,7 +182,9 @@ def test_losses_that_look_at_the_batch_are_coupled():
             self.add_loss(keras.ops.mean(x))
             return x
 
-    assert "activity regularizer" in from_keras(dense(inside=[layers.Dense(2, activity_regularizer="l2")]), "mse").coupled
+    assert (
+        "activity regularizer" in from_keras(dense(inside=[layers.Dense(2, activity_regularizer="l2")]), "mse").coupled
+    )
     model = from_keras(dense(inside=[Own()]), "sparse_categorical_crossentropy")
     assert "add_loss" in model.coupled
     parts = model.split(model.init(KEY))
@@ -188,10 +195,26 @@ def test_losses_that_look_at_the_batch_are_coupled():
     ("net", "x"),
     [
         ([keras.Input((6,)), layers.Embedding(9, 4), layers.LSTM(3), layers.Dense(4)], ROWS.integers(0, 9, (8, 6))),
-        ([keras.Input((6,)), layers.Embedding(9, 4), layers.GRU(3, dropout=0.2, recurrent_dropout=0.2), layers.Dense(4)],
-         ROWS.integers(0, 9, (8, 6))),
-        ([keras.Input((6, 6, 1)), layers.Conv2D(2, 3), layers.MaxPooling2D(), layers.Dropout(0.1), layers.Flatten(),
-          layers.Dense(4)], ROWS.normal(size=(8, 6, 6, 1)).astype(np.float32)),
+        (
+            [
+                keras.Input((6,)),
+                layers.Embedding(9, 4),
+                layers.GRU(3, dropout=0.2, recurrent_dropout=0.2),
+                layers.Dense(4),
+            ],
+            ROWS.integers(0, 9, (8, 6)),
+        ),
+        (
+            [
+                keras.Input((6, 6, 1)),
+                layers.Conv2D(2, 3),
+                layers.MaxPooling2D(),
+                layers.Dropout(0.1),
+                layers.Flatten(),
+                layers.Dense(4),
+            ],
+            ROWS.normal(size=(8, 6, 6, 1)).astype(np.float32),
+        ),
     ],
     ids=["lstm", "gru", "cnn"],
 )
@@ -326,8 +349,12 @@ def test_outputs_of_one_axis_have_one_loss_each():
 
 def test_a_sequence_counts_its_unmasked_places():
     net = foreign(keras.Sequential)(
-        [keras.Input((5,)), layers.Embedding(9, 4, mask_zero=True), layers.LSTM(3, return_sequences=True),
-         layers.Dense(4, "softmax")]
+        [
+            keras.Input((5,)),
+            layers.Embedding(9, 4, mask_zero=True),
+            layers.LSTM(3, return_sequences=True),
+            layers.Dense(4, "softmax"),
+        ]
     )
     model = from_keras(net, "sparse_categorical_crossentropy")
     x, y = np.array([[3, 1, 0, 0, 0], [2, 2, 5, 1, 0]]), np.array([[0, 1, 2, 3, 1], [1, 1, 0, 2, 3]])
@@ -373,23 +400,67 @@ REAL, GUESS = ROWS.normal(size=(N, 2)).astype(np.float32), ROWS.normal(size=(N, 
 
 KINDS = [
     *((cls(), TWO[:, None], PROBABILITY) for cls in (M.BinaryAccuracy, M.BinaryCrossentropy, M.Hinge, M.SquaredHinge)),
-    *((cls(), ONE_HOT, PROBABILITIES) for cls in (
-        M.CategoricalAccuracy, M.CategoricalCrossentropy, M.CategoricalHinge, M.KLDivergence, M.Poisson)),
+    *(
+        (cls(), ONE_HOT, PROBABILITIES)
+        for cls in (M.CategoricalAccuracy, M.CategoricalCrossentropy, M.CategoricalHinge, M.KLDivergence, M.Poisson)
+    ),
     (M.TopKCategoricalAccuracy(2), ONE_HOT, PROBABILITIES),
-    *((metric, THREE, PROBABILITIES) for metric in (
-        M.SparseCategoricalAccuracy(), M.SparseCategoricalCrossentropy(), M.SparseTopKCategoricalAccuracy(2))),
-    *((cls(), REAL, GUESS) for cls in (
-        M.MeanSquaredError, M.MeanAbsoluteError, M.RootMeanSquaredError, M.CosineSimilarity, M.LogCoshError, M.R2Score,
-        M.MeanAbsolutePercentageError, M.MeanSquaredLogarithmicError, M.PearsonCorrelation, M.ConcordanceCorrelation)),
+    *(
+        (metric, THREE, PROBABILITIES)
+        for metric in (
+            M.SparseCategoricalAccuracy(),
+            M.SparseCategoricalCrossentropy(),
+            M.SparseTopKCategoricalAccuracy(2),
+        )
+    ),
+    *(
+        (cls(), REAL, GUESS)
+        for cls in (
+            M.MeanSquaredError,
+            M.MeanAbsoluteError,
+            M.RootMeanSquaredError,
+            M.CosineSimilarity,
+            M.LogCoshError,
+            M.R2Score,
+            M.MeanAbsolutePercentageError,
+            M.MeanSquaredLogarithmicError,
+            M.PearsonCorrelation,
+            M.ConcordanceCorrelation,
+        )
+    ),
     (M.Accuracy(), TWO[:, None], (PROBABILITY > 0.5).astype(np.float32)),
-    *((metric, TWO[:, None], PROBABILITY) for metric in (
-        M.AUC(), M.AUC(curve="PR"), M.AUC(thresholds=[0.1, 0.4, 0.8]), M.Precision(), M.Recall(thresholds=[0.2, 0.7]),
-        M.TruePositives(), M.TrueNegatives(), M.FalsePositives(), M.FalseNegatives(),
-        M.SensitivityAtSpecificity(0.5), M.SpecificityAtSensitivity(0.5), M.PrecisionAtRecall(0.5),
-        M.RecallAtPrecision(0.5), M.BinaryIoU())),
-    *((metric, LABELS, PROBABILITIES) for metric in (
-        M.AUC(), M.AUC(multi_label=True), M.Precision(), M.Recall(class_id=1), M.TruePositives(),
-        M.FBetaScore(threshold=0.5), M.F1Score(average="macro"), M.PrecisionAtRecall(0.5))),
+    *(
+        (metric, TWO[:, None], PROBABILITY)
+        for metric in (
+            M.AUC(),
+            M.AUC(curve="PR"),
+            M.AUC(thresholds=[0.1, 0.4, 0.8]),
+            M.Precision(),
+            M.Recall(thresholds=[0.2, 0.7]),
+            M.TruePositives(),
+            M.TrueNegatives(),
+            M.FalsePositives(),
+            M.FalseNegatives(),
+            M.SensitivityAtSpecificity(0.5),
+            M.SpecificityAtSensitivity(0.5),
+            M.PrecisionAtRecall(0.5),
+            M.RecallAtPrecision(0.5),
+            M.BinaryIoU(),
+        )
+    ),
+    *(
+        (metric, LABELS, PROBABILITIES)
+        for metric in (
+            M.AUC(),
+            M.AUC(multi_label=True),
+            M.Precision(),
+            M.Recall(class_id=1),
+            M.TruePositives(),
+            M.FBetaScore(threshold=0.5),
+            M.F1Score(average="macro"),
+            M.PrecisionAtRecall(0.5),
+        )
+    ),
     (M.IoU(3, [0, 1], sparse_y_pred=False), THREE, PROBABILITIES),
     (M.MeanIoU(3, sparse_y_pred=False), THREE, PROBABILITIES),
     (M.OneHotIoU(3, [0, 2]), ONE_HOT, PROBABILITIES),
@@ -406,7 +477,9 @@ def test_metrics_add_up_to_those_of_keras(metric, y, outputs):
     fractional = not isinstance(metric, M.IoU)  # Keras's own cuts such weights to integers
     weights = WEIGHT if fractional else np.sign(WEIGHT)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        parts = [mine.measure(outputs[s], y[s], jnp.asarray(weights[s])) for s in (slice(0, 7), slice(7, 40), slice(40, N))]
+        parts = [
+            mine.measure(outputs[s], y[s], jnp.asarray(weights[s])) for s in (slice(0, 7), slice(7, 40), slice(40, N))
+        ]
         total = mine.zero
         for part in parts:
             assert tree.specs(part) == tree.specs(mine.zero)
@@ -449,7 +522,7 @@ def test_accuracy_is_what_compile_makes_of_it(units, y):
         if expected is None:
             net.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
             expected = net.evaluate(X, y, verbose=0, return_dict=True)
-    own = (lambda outputs, y: jnp.zeros(len(y)))
+    own = lambda outputs, y: jnp.zeros(len(y))
     model = from_keras(net, own, ["accuracy"])
     assert model.evaluate(model.init(KEY), X, y)["accuracy"] == pytest.approx(expected["accuracy"])
 
@@ -515,7 +588,10 @@ def recurrent():
     [
         (lambda: from_keras(3, "mse"), ["SF-MODEL-002", "int"]),
         (lambda: from_keras(lambda: "net", "mse"), ["SF-MODEL-002", "str"]),
-        (lambda: from_keras(keras.Sequential([layers.Dense(1)], name="bare"), "mse"), ["SF-MODEL-003", "bare", "Input"]),
+        (
+            lambda: from_keras(keras.Sequential([layers.Dense(1)], name="bare"), "mse"),
+            ["SF-MODEL-003", "bare", "Input"],
+        ),
         (lambda: from_keras(dense), ["SF-MODEL-004", "missing"]),
         (lambda: from_keras(dense, "no_such_loss"), ["SF-MODEL-004", "no_such_loss"]),
         (lambda: from_keras(dense, 3.0), ["SF-MODEL-004", "float"]),
@@ -541,7 +617,9 @@ def test_refused_with_the_reason(given, words):
 
 def test_another_backend_is_told_how_to_change(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "tensorflow")
-    with pytest.raises(CompositionError, match=r"'tensorflow'.*KERAS_BACKEND=jax.*before the first import.*SF-MODEL-001"):
+    with pytest.raises(
+        CompositionError, match=r"'tensorflow'.*KERAS_BACKEND=jax.*before the first import.*SF-MODEL-001"
+    ):
         from_keras(dense, "mse")
 
 

@@ -7,7 +7,7 @@ cohort in one call, a client in a deployment plans itself; both call `plan`, so 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,10 +64,10 @@ class Batching(_Batching):
     @user_facing
     def __new__(
         cls,
-        size: int | None = 32,
-        epochs: int = 1,
+        size: Any = 32,
+        epochs: Any = 1,
         shuffle: bool = True,
-        max_steps: int | None = None,
+        max_steps: Any = None,
         drop_remainder: bool = False,
     ) -> Batching:
         """Check the numbers; see the class."""
@@ -80,7 +80,8 @@ class Batching(_Batching):
                     f"{field} as a whole number of at least 1" + ("" if field == "epochs" else ", or None"),
                     "a full batch is size=None; to train nothing, leave the client out",
                 )
-        return super().__new__(cls, size, epochs, bool(shuffle), max_steps, bool(drop_remainder))
+        size, max_steps = (None if value is None else int(value) for value in (size, max_steps))
+        return super().__new__(cls, size, int(epochs), bool(shuffle), max_steps, bool(drop_remainder))
 
     def width(self, rows: int) -> int:
         """Places in a batch of a client with so many rows: the size, or the next power of two."""

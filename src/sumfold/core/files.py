@@ -21,11 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
 from sumfold.core.driver import State
 from sumfold.core.store import ClientStore
+from sumfold.core.tensors import DTYPES, load_tensors, save_tensors
 from sumfold.errors import CheckpointError, TypeMismatchError, user_facing
 from sumfold.tree import Tree, name
 
@@ -169,6 +168,9 @@ def _digest(header: dict[str, str], arrays: dict[str, NDArray[Any]]) -> str:
 
 
 def _describe(node: Any, path: tuple[Any, ...], arrays: dict[str, NDArray[Any]]) -> Any:
+    if len(path) > _DEPTH:
+        raise _unfit("a tree nested deeper than 64", path[:4], "make it flatter")
+
     def child(key: Any, value: Any) -> Any:
         return _describe(value, (*path, key), arrays)
 
@@ -177,6 +179,8 @@ def _describe(node: Any, path: tuple[Any, ...], arrays: dict[str, NDArray[Any]])
     if isinstance(node, ClientStore):
         return {"store": [[client, child(client, node[client])] for client in sorted(node, key=repr)]}
     if type(node) is dict:
+        if unfit := [key for key in node if type(key) not in {str, int, float, bool}]:
+            raise _unfit(f"the key {unfit[0]!r}", path, "use str or int as keys")
         return {"dict": [[key, child(key, value)] for key, value in node.items()]}
     if type(node) in {list, tuple}:
         return {type(node).__name__: [child(i, value) for i, value in enumerate(node)]}
@@ -191,19 +195,26 @@ def _describe(node: Any, path: tuple[Any, ...], arrays: dict[str, NDArray[Any]])
 
 
 def _leaf(node: Any, path: tuple[Any, ...], arrays: dict[str, NDArray[Any]]) -> Any:
-    where = "/".join(str(word) for word in path) or "array"
+    where = _where(path)
     numbers = not jnp.issubdtype(getattr(node, "dtype", np.int32), jax.dtypes.prng_key)
     array = np.asarray(node) if numbers else np.asarray(None)
-    if array.dtype.kind in "OUSMm":
-        raise TypeMismatchError(
-            "SF-TYPE-003",
-            f"a {type(node).__name__} at {where!r}",
-            "arrays and numbers only",
-            "leave it out, or store a key as jax.random.key_data(key)",
-        )
-    unique = where if where not in arrays else f"{where}#{len(arrays)}"
+    if array.dtype.newbyteorder("=") not in DTYPES.values():
+        came = f"a {type(node).__name__}" + ("" if array.dtype.kind in "OUSMm" else f" of dtype {array.dtype}")
+        raise _unfit(came, path, "leave it out, convert it, or store a key as jax.random.key_data(key)")
+    unique = where
+    while unique in arrays or unique == "__metadata__":
+        unique += f"#{len(arrays)}"
     arrays[unique] = np.ascontiguousarray(array).reshape(array.shape)
     return {"array": unique}
+
+
+def _where(path: tuple[Any, ...]) -> str:
+    return "/".join(str(word) for word in path) or "array"
+
+
+def _unfit(came: str, path: tuple[Any, ...], do: str) -> TypeMismatchError:
+    needed = "arrays and numbers, in containers that a file can describe"
+    return TypeMismatchError("SF-TYPE-003", f"{came} at {_where(path)!r}", needed, do)
 
 
 def _rebuild(node: Any, arrays: dict[str, NDArray[Any]], depth: int) -> Tree:

@@ -43,12 +43,21 @@ class Group(NamedTuple):
     merge: Callable[[Tree, Tree], Tree]
 
 
+KINDS = frozenset({"add", "modular", "min", "max", "fold", "stack"})
+"""Every kind of sum there is."""
+
+
 class Stacked(NamedTuple):
     """The individual values of a cohort: what `stack` gives a server rule such as the median.
 
     Attributes:
         values: tree of arrays with a leading axis of places, [K, …].
         present: bool[K], whether the client of that place was counted.
+
+    Example:
+        >>> total = stack.accumulate(stack.zero(jnp.float32(0), 3), jnp.float32(5), jnp.int32(1))
+        >>> total.values.tolist(), total.present.tolist()
+        ([0.0, 5.0, 0.0], [False, True, False])
     """
 
     values: Tree

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -33,8 +34,9 @@ class Event:
         state: after the round.
 
     Example:
-        >>> Event("round_end", 0, {"client_work": {}}, history=None, state=None).kind
-        'round_end'
+        >>> def watch(event):
+        ...     if event.kind == "evaluation" and event.metrics["loss"] < 0.1:
+        ...         return "stop"
     """
 
     kind: Literal["round_end", "evaluation", "checkpoint"]
@@ -142,10 +144,12 @@ class TensorBoard:
         for name, value in flat(event.metrics, prefix).items():
             if isinstance(value, (int, float)):
                 self._writer.add_scalar(name, value, event.round)
-        self._writer.flush()
 
     @functools.cached_property
     def _writer(self) -> Any:
         from tensorboardX import SummaryWriter
 
-        return SummaryWriter(os.fspath(self.folder))
+        # It writes in a thread of its own: on disk a second later, and when the callback or the process ends.
+        writer = SummaryWriter(os.fspath(self.folder), flush_secs=1)
+        weakref.finalize(self, writer.close)
+        return writer

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jaxprs
+from jaxtyping import Array
 
 from sumfold import keys, tree
 from sumfold.core import files
@@ -277,7 +278,9 @@ def resume(here: Path, identity: Mapping[str, str], warn: Callable[[str], None])
             damaged.append(error.came)
             continue
         _recognise(here, theirs, identity)
-        if damaged:
+        if not damaged:
+            _prune(here, int(saved.state.round))  # what a crash left behind
+        else:
             warn(f"{'; '.join(damaged)}; going on from the older checkpoint {file.name}")
         return saved
     if damaged:
@@ -377,10 +380,10 @@ def program(process: Process, batch: Batch | None) -> str | None:
     """
     algorithm, template = process.round, process._template
 
-    def traced(state: Tree, stages: Tree, batch: Batch | None, key: Key) -> Tree:
+    def traced(state: Tree, stages: Tree, batch: Batch | None, key: Key, number: Array, rows: Array) -> Tree:
         def sigma(i: int, briefing: Briefing, kept: Tree) -> tuple[Totals, Tree]:
             phase, half = algorithm.phases[i], client_half(algorithm.phases[i])
-            start = Start(briefing, half.fresh(briefing, kept), kept, jnp.int32(1))
+            start = Start(briefing, half.fresh(briefing, kept), kept, rows)
             carry = half.init(start, key)
             if batch is not None:
                 carry = half.step(start, carry, batch, key)
@@ -393,11 +396,12 @@ def program(process: Process, batch: Batch | None) -> str | None:
             metrics = tree.add(totals.metrics, upload.metrics)
             return totals._replace(parts=parts, metrics=metrics), keeping.kept
 
-        return play(algorithm, state, stages, key, jnp.int32(0), sigma, ())
+        return play(algorithm, state, stages, key, number, sigma, ())
 
     key = jax.eval_shape(lambda: keys.typed(jnp.zeros(2, jnp.uint32)))
+    number = jax.eval_shape(lambda: jnp.int32(0))
     try:
-        closed = jax.make_jaxpr(traced)(template.algorithm, template.stages, batch, key)
+        closed = jax.make_jaxpr(traced)(template.algorithm, template.stages, batch, key, number, number)
     except Exception:  # client work that is no array program, or a model that traces under its runtime only
         return None
     batching = [tuple(phase.work.batching) for phase in algorithm.phases]

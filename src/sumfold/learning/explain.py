@@ -5,21 +5,19 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from sumfold import keys, tree
 from sumfold.core.client import Briefing, Start, client_half
+from sumfold.core.driver import State
 from sumfold.core.group import add
-from sumfold.core.round import Batch, Phase
+from sumfold.core.round import Batch, Phase, Round
 from sumfold.core.stage import Bound, Stage
 from sumfold.models.model import describe
 from sumfold.tree import Spec, Tree
-
-if TYPE_CHECKING:
-    from sumfold.learning.process import Process
 
 __all__ = ["explain"]
 
@@ -33,14 +31,13 @@ _SUMS = {
 }
 
 
-def explain(process: Process, batch: Batch | None) -> str:
-    """The text of `Process.explain`, given the shapes of one batch or None."""
-    state = process._template
-    lines = [f"{process!r}: one round, {len(process.round.phases)} exchange(s) with the same clients"]
+def explain(title: str, round: Round, state: State, batch: Batch | None) -> str:
+    """The text of `Process.explain`, from a state's shapes, and the shapes of one batch or None."""
+    lines = [f"{title}: one round, {len(round.phases)} exchange(s) with the same clients"]
     kept: Tree = ()
-    for i, phase in enumerate(process.round.phases):
+    for i, phase in enumerate(round.phases):
         briefing = jax.eval_shape(functools.partial(_briefing, phase), state.algorithm, state.stages[i], state.seed)
-        if len(process.round.phases) > 1:
+        if len(round.phases) > 1:
             lines += ["", f"Exchange {i + 1}"]
         text, kept = _phase(phase, state.algorithm, briefing, kept, batch)
         lines += text

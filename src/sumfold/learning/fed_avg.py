@@ -70,9 +70,9 @@ def fed_avg(
     client_optimizer: Any = None,
     server_optimizer: Any = optax.sgd(1.0),  # noqa: B008 - an immutable pair of functions
     *,
-    weighting: Weighting = "examples",
+    weighting: Weighting | Any = "examples",
     aggregator: Stage | None = None,
-    batching: Batching | None = None,
+    batching: Batching | Any = None,
 ) -> Process:
     """Federated averaging: local training on clients, the mean of their changes, a server optimizer.
 
@@ -153,7 +153,7 @@ def fed_avg(
         before = state.model
         trainable, optimizer = server.update(results["update"], state.optimizer, before.trainable)
         after = before._replace(trainable=trainable, statistics=results.get("statistics", before.statistics))
-        applied = tree.all_finite((results, after))
+        applied = tree.all_finite((results, after)) & (measured.sums["num_batches"] > 0)
         rate = client.rate(before.trainable, state.client_hparams, state.round)
         metrics: Metrics = {
             "client_work": {"train": summary(model, measured), **rate},

@@ -7,6 +7,7 @@ The same Round as training, whose report has no part but its metrics.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from sumfold.core.batching import Batching
 from sumfold.core.round import Batch, Measured, Metrics, Phase, Report, Round, Task, Work
 from sumfold.errors import user_facing
 from sumfold.keys import Key
-from sumfold.learning.process import Process
+from sumfold.learning.process import Process, batching_for
 from sumfold.learning.summary import summary
 from sumfold.models.model import Model, Parts
 from sumfold.tree import Tree
@@ -42,7 +43,7 @@ class Local(NamedTuple):
 
 
 @user_facing
-def fed_eval(model: Model, *, batching: Batching | None = None) -> Process:
+def fed_eval(model: Model, *, batching: Batching | Any = None) -> Process:
     """Evaluate a model on clients; weights enter by ``set_model_weights``.
 
     ``metrics["client_work"]["eval"]`` holds loss, metrics and counts of this round, again under
@@ -87,7 +88,8 @@ def fed_eval(model: Model, *, batching: Batching | None = None) -> Process:
         both = {"current_round_metrics": now, "total_rounds_metrics": summary(model, total)}
         return state._replace(total=total), {"client_work": {"eval": {**now, **both}}}
 
-    chosen = Batching(size=256, shuffle=False) if batching is None else batching
+    model = dataclasses.replace(model, coupled=None)  # predicting, no example sees another
+    chosen = Batching(size=256, shuffle=False) if batching is None else batching_for(model, batching)
     return Process(
         Round("fed_eval", init, (Phase(broadcast, Work(begin, measure, report, chosen), {}, finalize),)),
         model=model,

@@ -140,7 +140,7 @@ class History:
             >>> state = State(np.int32(0), np.zeros(2, np.uint32), (), (), None, np.zeros(4, np.uint32))
             >>> path = tempfile.mkdtemp() + "/run.json"
             >>> History(state, [], []).save(path)
-            >>> json.loads(open(path).read())
+            >>> json.loads(Path(path).read_text())
             {'rounds': 0, 'first': 0, 'stopped': None, 'metrics': [], 'evaluations': []}
         """
         document = {
@@ -227,7 +227,7 @@ def scalars(values: Mapping[str, Any]) -> dict[str, float]:
     """
     counts = ("num_", "round")
     found = [
-        (name, value)
+        (name, float(value))
         for name, value in flat(values).items()
         if isinstance(value, (int, float)) and not name.rpartition("/")[2].startswith(counts)
     ]

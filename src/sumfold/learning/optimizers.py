@@ -72,7 +72,8 @@ def is_schedule(given: Any) -> bool:
         required = [p for p in inspect.signature(given).parameters.values() if p.default is p.empty]
     except (TypeError, ValueError):
         return False
-    return len(required) == 1 and not _is_keras(given)
+    # optax.sgd itself also has one required parameter: it makes an optimizer out of a rate, not out of a round
+    return len(required) == 1 and required[0].name != "learning_rate" and not _is_keras(given)
 
 
 def _refusal(given: Any, role: str) -> CompositionError:

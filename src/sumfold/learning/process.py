@@ -25,6 +25,7 @@ from sumfold.core.round import Batch, Metrics, Round
 from sumfold.data import Federation
 from sumfold.data.clients import as_federation
 from sumfold.errors import CompositionError, DataError, user_facing
+from sumfold.learning.explain import explain
 from sumfold.models.model import Model, Parts, describe, unpack
 from sumfold.simulation import Simulation
 from sumfold.tree import Tree
@@ -48,7 +49,7 @@ class Output(NamedTuple):
     metrics: Metrics
 
 
-def batching_for(model: Model, batching: Batching | None) -> Batching:
+def batching_for(model: Model, batching: Any) -> Batching:
     """The batching of examples; a model whose examples see each other must drop short batches.
 
     Raises:
@@ -137,7 +138,7 @@ class Process:
         return state
 
     @user_facing
-    def next(self, state: State, client_data: Any, clients: Iterable[Any] | None = None) -> Output:
+    def next(self, state: Any, client_data: Any, clients: Iterable[Any] | None = None) -> Output:
         """One round.
 
         Args:
@@ -149,8 +150,8 @@ class Process:
             StateError: for a state of another algorithm or model.
             DataError, TypeMismatchError: for data that the model cannot take, or an invalid weight.
         """
-        federation, positions = as_federation(client_data, clients, self._kept)
         state = recognise(self.round, self._template, state)
+        federation, positions = as_federation(client_data, clients, self._kept)
         self._check(federation, state)
         after, metrics = step(self._run, state, Cohort(federation, positions))
         return Output(after, metrics)
@@ -163,14 +164,14 @@ class Process:
     # -- weights and hyperparameters ------------------------------------------------------------------
 
     @user_facing
-    def get_model_weights(self, state: State) -> Any:
+    def get_model_weights(self, state: Any) -> Any:
         """The model's weights, in the form that the model's adapter documents."""
         state = recognise(self.round, self._template, state)
         model, parts, _ = self._lens()
         return model.join(parts(state.algorithm))
 
     @user_facing
-    def set_model_weights(self, state: State, weights: Any) -> State:
+    def set_model_weights(self, state: Any, weights: Any) -> State:
         """A state with these weights, everything else unchanged.
 
         Raises:
@@ -181,7 +182,7 @@ class Process:
         return state._replace(algorithm=with_parts(state.algorithm, tree.strong(model.split(weights))))
 
     @user_facing
-    def get_hparams(self, state: State) -> Metrics:
+    def get_hparams(self, state: Any) -> Metrics:
         """Hyperparameters that can be read, as plain numbers under ``client_work`` and ``finalizer``.
 
         Those of an optimizer that closes over them cannot be seen: an entry ``unseen`` says so.
@@ -194,7 +195,7 @@ class Process:
         }
 
     @user_facing
-    def set_hparams(self, state: State, hparams: Metrics) -> State:
+    def set_hparams(self, state: Any, hparams: Metrics) -> State:
         """A state with these hyperparameters, in the form of `get_hparams`; those left out stay.
 
         Raises:
@@ -220,12 +221,10 @@ class Process:
         Args:
             client_data: needed before the first round only; afterwards the element types seen last are used.
         """
-        from sumfold.learning.explain import explain
-
         batch = self._seen[0] if self._seen else None
         if client_data is not None:
             batch = self._check(as_federation(client_data, None, self._kept)[0], self._template)
-        return explain(self, batch)
+        return explain(repr(self), self.round, self._template, batch)
 
     # -- caches and checks ----------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ __all__ = ["Weighting", "as_weighting"]
 Weighting: TypeAlias = str | Callable[[Mapping[str, Any]], Any]
 
 
-def as_weighting(given: Weighting) -> Callable[[Array, Array, Mapping[str, Any]], Float[Array, ""]]:
+def as_weighting(given: Any) -> Callable[[Array, Array, Mapping[str, Any]], Float[Array, ""]]:
     """(rows held, steps taken, the client's own metrics) -> its weight; a client that took no step weighs 0.
 
     Args:
@@ -32,10 +32,9 @@ def as_weighting(given: Weighting) -> Callable[[Array, Array, Mapping[str, Any]]
             return jnp.asarray(rows, jnp.float32)
         if given == "uniform":
             return jnp.float32(1)
-        function: Any = foreign(given)  # type: ignore[arg-type]
-        return jnp.asarray(function(metrics), jnp.float32).reshape(())
+        return jnp.asarray(foreign(given)(metrics), jnp.float32).reshape(())
 
-    if given not in {"examples", "uniform"} and not callable(given):
+    if not callable(given) and given not in ("examples", "uniform"):
         raise CompositionError(
             "SF-COMP-021",
             f"weighting={given!r}",

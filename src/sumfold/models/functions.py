@@ -22,10 +22,10 @@ __all__ = ["from_functions"]
 
 @user_facing
 def from_functions(
-    init: Callable[[Key], Tree],
-    predict: Callable[..., Tree],
-    loss: Callable[[Any, Any], Any],
-    metrics: Mapping[str, Any] | None = None,
+    init: Callable[[Key], Tree] | Any,
+    predict: Callable[..., Tree] | Any,
+    loss: Callable[[Any, Any], Any] | Any,
+    metrics: Mapping[str, Any] | Any = None,
     example: Any = None,
 ) -> Model:
     """A model from three functions; weights come back as `init`'s own tree.

@@ -99,7 +99,7 @@ def as_metric(value: Any, name: str) -> Metric:
     )
 
 
-def as_metrics(metrics: Mapping[str, Any] | None) -> dict[str, Metric]:
+def as_metrics(metrics: Any) -> dict[str, Metric]:
     """Every metric by name; the names of Sumfold's own counts are refused."""
     taken = {"loss", "num_examples", "num_batches", "num_clients", "num_non_finite_clients"}
     if metrics is not None and not isinstance(metrics, Mapping):

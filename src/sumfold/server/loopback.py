@@ -19,7 +19,7 @@ from sumfold import keys, tree
 from sumfold.client.runner import Answer, Runner
 from sumfold.core.client import Briefing, Keeping, Start, Upload, client_half
 from sumfold.core.driver import ClientData, Cohort, Outcome, State, Totals, check_groups, nothing, play
-from sumfold.core.group import add
+from sumfold.core.group import KINDS, add
 from sumfold.core.round import Batch, Phase, Round
 from sumfold.tree import Spec, Tree
 from sumfold.wire import codec
@@ -41,7 +41,7 @@ class Loopback:
     @property
     def groups(self) -> frozenset[str]:
         """Every kind of sum."""
-        return frozenset({"add", "modular", "min", "max", "fold", "stack"})
+        return KINDS
 
     def bind(self, round: Round) -> Callable[[State, Cohort], Outcome]:
         """Prepare an algorithm; see `sumfold.core.driver.Runtime`."""

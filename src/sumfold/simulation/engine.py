@@ -13,6 +13,7 @@ import numpy as np
 from sumfold import keys, tree
 from sumfold.core.client import Briefing, ClientHalf, Keeping, Memory, Start, client_half
 from sumfold.core.driver import Cohort, Outcome, State, Totals, check_groups, nothing, play
+from sumfold.core.group import KINDS
 from sumfold.core.round import Round
 from sumfold.core.store import ClientStore
 from sumfold.simulation.placement import Placement, room
@@ -37,7 +38,7 @@ class Simulation:
     @property
     def groups(self) -> frozenset[str]:
         """Every kind of sum."""
-        return frozenset({"add", "modular", "min", "max", "fold", "stack"})
+        return KINDS
 
     def bind(self, round: Round) -> Callable[[State, Cohort], Outcome]:
         """Prepare an algorithm; see `sumfold.core.driver.Runtime`."""

@@ -17,9 +17,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
+from sumfold.core.tensors import load_tensors, save_tensors
 from sumfold.errors import WireError
 from sumfold.tree import Spec
 

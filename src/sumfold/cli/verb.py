@@ -1,0 +1,79 @@
+"""How every verb ends: its exit code, its one line of error, and the JSON document that ``--json`` asks for."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple, TypeAlias
+
+import typer
+
+from sumfold.errors import SumfoldError
+
+__all__ = ["DONE", "FAILED", "INTERRUPTED", "WRONG_USE", "Json", "Outcome", "complain", "verb"]
+
+DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+
+Json: TypeAlias = Annotated[
+    bool, typer.Option("--json", help="Write one JSON document to standard output, and nothing else there.")
+]
+
+
+class Outcome(NamedTuple):
+    """How a verb ended: what ``--json`` writes, and the exit code."""
+
+    document: Mapping[str, Any]
+    code: int = DONE
+
+
+def verb(function: Callable[..., Outcome]) -> Callable[..., None]:
+    """A function with an `as_json` option as a command.
+
+    With ``--json`` all that it prints goes to standard error, a user's own ``print`` included, and its document
+    alone to standard output. Sumfold's errors become one line; those under ``SF-CLI`` are wrong use.
+    """
+
+    @functools.wraps(function)
+    def command(**options: Any) -> None:
+        as_json = options["as_json"]
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            outcome = _ended(function, options)
+        if as_json:
+            typer.echo(json.dumps(_finite(outcome.document), indent=1, allow_nan=False, ensure_ascii=False))
+        raise typer.Exit(outcome.code)
+
+    return command
+
+
+def complain(text: str) -> None:
+    """One red line on standard error."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True).print(Text(" ".join(text.split()), style="bold red"), soft_wrap=True)
+
+
+def _ended(function: Callable[..., Outcome], options: Mapping[str, Any]) -> Outcome:
+    try:
+        return function(**options)
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return Outcome({"error": {"type": "KeyboardInterrupt", "message": "interrupted"}}, INTERRUPTED)
+    except SumfoldError as error:
+        message = ": ".join([*getattr(error, "__notes__", ()), str(error)])
+        complain(message)
+        document = {"type": type(error).__name__, "code": error.code, "message": message}
+        return Outcome({"error": document}, WRONG_USE if error.code.startswith("SF-CLI-") else FAILED)
+
+
+def _finite(value: Any) -> Any:
+    """The same value with null for the numbers that JSON has not."""
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
