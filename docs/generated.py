@@ -9,6 +9,7 @@ import importlib
 import os
 import pkgutil
 import re
+import runpy
 import types
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import sumfold
 
 REFERENCE = Path(__file__).parent / "reference"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 WIDTH = 90
 
 
@@ -75,6 +77,19 @@ def command_line() -> str:
         text = "\n".join(line.rstrip() for line in shown.output.strip("\n").splitlines())
         sections += [f"## {' '.join(['sumfold', *words])}", "", "```text", text, "```", ""]
     return "\n".join(sections)
+
+
+def explained() -> str:
+    """What ``process.explain()`` prints for the process of ``examples/fed_avg.py``."""
+    import optax
+
+    namespace = runpy.run_path(str(EXAMPLES / "fed_avg.py"))
+    metrics = {"auc": sumfold.metrics.auc, "accuracy": sumfold.metrics.accuracy}
+    functions = (namespace["init"], namespace["predict"], namespace["loss"])
+    model = sumfold.models.from_functions(*functions, metrics=metrics)
+    process = sumfold.learning.fed_avg(model, optax.sgd(0.05))
+    train, _ = sumfold.data.heart_disease()
+    return f"```text\n{process.explain(train)}\n```"
 
 
 def _documented_modules() -> list[str]:

@@ -360,6 +360,9 @@ CATALOG["SF-DATA-054"] = Entry(
     "Labels are outside the classes that the model's outputs have columns for.",
     "Number the classes from 0, or give the model more outputs.",
 )
+CATALOG["SF-DATA-055"] = Entry(
+    "An example_weight is negative or not a number.", "Give each row a weight of at least 0."
+)
 
 CATALOG["SF-EXTRA-001"] = Entry("An optional dependency is not installed.", "Install the extra that the message names.")
 
@@ -470,4 +473,24 @@ CATALOG["SF-WIRE-010"] = Entry(
 CATALOG["SF-WIRE-011"] = Entry(
     "A plan's programs do not load or have other types than its manifest states.",
     "Do not run it; ask the server for a new one.",
+)
+
+CATALOG["SF-CLI-001"] = Entry(
+    "The folder for results cannot be made or written to.", "Name another folder with --out, or free its place."
+)
+CATALOG["SF-CLI-002"] = Entry("The job's file does not exist.", "Check the path before the colon.")
+CATALOG["SF-CLI-003"] = Entry("A setting is not name=value.", "Write for example --set learning_rate=0.1.")
+CATALOG["SF-CLI-004"] = Entry(
+    "The job's function has no parameter of this name.", "Use one of the names that the message lists."
+)
+CATALOG["SF-CLI-005"] = Entry(
+    "A parameter of the job's function has no default and no value.", "Give it one with --set name=value."
+)
+CATALOG["SF-CLI-006"] = Entry("The job is not a Python file.", "Give the file a name that ends in .py.")
+CATALOG["SF-CLI-007"] = Entry(
+    "The job's file has no function of this name.", "Define build(), or name the function as JOB.py:NAME."
+)
+CATALOG["SF-CLI-008"] = Entry(
+    "The job's function returned something else than a job.",
+    "Return (process, train) or (process, train, test).",
 )

@@ -56,7 +56,7 @@ def unflatten(structure: Any, leaves: Sequence[Leaf]) -> Tree:
 def shape(shape: tuple[int, ...], dtype: Any) -> Leaf:
     """A leaf that is only its shape and dtype."""
     make: Any = jax.ShapeDtypeStruct
-    return make(shape, jnp.dtype(dtype))
+    return make(shape, jnp.dtype(dtype) if isinstance(dtype, (str, type)) else dtype)
 
 
 def zeros_like(tree: Tree) -> Tree:

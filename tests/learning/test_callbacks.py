@@ -142,7 +142,7 @@ def test_early_stopping_refuses_what_it_cannot_watch(process: Process) -> None:
     with pytest.raises(sf.CompositionError, match="SF-TRAIN-001"):
         EarlyStopping(patience=0)
     with pytest.raises(sf.CompositionError, match="mode 'min' or 'max'"):
-        EarlyStopping(mode="lowest")  # type: ignore[arg-type]
+        EarlyStopping(min_delta=-1)
     with pytest.raises(sf.CompositionError, match="no evaluation") as caught:
         run(process, callbacks=[EarlyStopping()])
     assert caught.value.code == "SF-TRAIN-010"

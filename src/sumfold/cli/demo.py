@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sumfold.cli.verb import Json, Outcome, verb, writable
+from sumfold.cli.verb import Json, Outcome, complain, verb, writable
 from sumfold.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ def demo(
 ) -> Outcome:
     """Train on the heart disease data of four hospitals, which may not share patients.
 
-    Compares, on test patients that no training saw, each hospital's own model, the other hospitals' models, the
-    federated model and the pooled model.
+    Compares each hospital's own model, the other hospitals' models, the
+    federated and the pooled model, on test patients that no training saw.
 
     Example: sumfold demo --seeds 5 --out sumfold-demo
     """
@@ -73,11 +73,11 @@ def _run(seeds: int, rounds: int) -> Experiment:
 def _write(experiment: Experiment, out: Path) -> list[str]:
     """Write history.json and curve.png; the paths written."""
     from sumfold.cli.curve import draw
-    from sumfold.cli.verb import complain
+    from sumfold.core import files
 
     history = out / "history.json"
     whole = {**document(experiment), "curve": _curve(experiment)}
-    history.write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
+    files.write(history, json.dumps(whole, indent=1).encode() + b"\n")
     try:
         figure = draw(experiment)
     except MissingExtraError as error:
@@ -143,9 +143,11 @@ def _rows(experiment: Experiment, measure: str, model: str) -> Iterator[tuple[st
 def _show(console: Console, experiment: Experiment) -> None:
     console.print(table(experiment))
     console.print(
-        "[dim]Test patients that no training saw. own: the hospital's own model; others': mean over the three other\n"
-        "hospitals' own models; pooled: all patients in one place, which federating avoids. The means and\n"
-        "deviations of the columns are a federated round too: no patient left a hospital for the federated model.[/dim]"
+        "Measured on test patients that no training saw. [bold]own[/bold]: the hospital's own model. "
+        "[bold]others'[/bold]: the mean over the other hospitals' own models. [bold]pooled[/bold]: all patients in "
+        "one place, for comparison only. For the federated model no patient left a hospital for anything: the means "
+        "and deviations that scale its inputs came from a federated round too.\n",
+        style="dim",
     )
     for line in words(experiment):
         console.print(f"• {line}", markup=False)
@@ -156,11 +158,11 @@ def table(experiment: Experiment) -> Table:
     from rich import box
     from rich.table import Table
 
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    shown.add_column("")
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    shown.add_column("", no_wrap=True)
     shown.add_column("train/test", justify="right")
     for head in _HEADS.values():
-        shown.add_column(head, justify="right")
+        shown.add_column(head, justify="right", no_wrap=True)
     sizes = {hospital.name: f"{hospital.train}/{hospital.test}" for hospital in experiment.hospitals}
     sizes["mean"] = ""
     for measure, title in _TITLES.items():
@@ -183,7 +185,9 @@ def _cells(values: list[Any]) -> list[str]:
 
 def words(experiment: Experiment) -> list[str]:
     """What federating buys and what it does not, out of this run's numbers."""
-    return [line for line in (_bought(experiment), _lost(experiment), _knows(experiment), _unsure(experiment)) if line]
+    return [
+        line for line in (_bought(experiment), _together(experiment), _knows(experiment), _unsure(experiment)) if line
+    ]
 
 
 def _bought(experiment: Experiment) -> str:
@@ -197,12 +201,12 @@ def _bought(experiment: Experiment) -> str:
     )
 
 
-def _lost(experiment: Experiment) -> str:
-    own, federated, pooled = (float(experiment.of("auc", model).mean()) for model in ("own", "federated", "pooled"))
-    against = f"On average AUC {federated:.3f} federated, {own:.3f} alone, {pooled:.3f} pooled"
+def _together(experiment: Experiment) -> str:
+    own, others, federated, pooled = (float(experiment.of("auc", model).mean()) for model in _HEADS)
+    line = f"The mean AUC is {federated:.3f} federated, {own:.3f} own, {others:.3f} others', {pooled:.3f} pooled: "
     if federated < pooled - _CLOSE:
-        return f"{against}: not as good as one pool of all patients after {experiment.rounds} rounds."
-    return f"{against}: as good as one pool of all patients, and they stayed where they are."
+        return line + f"after {experiment.rounds} rounds the federated model is not yet as good as the pooled one."
+    return line + "nothing was lost by leaving the patients where they are."
 
 
 def _knows(experiment: Experiment) -> str | None:

@@ -7,9 +7,9 @@ For each seed, on test patients that no training saw:
     federated   federated averaging over the four hospitals
     pooled      the same training on all patients in one place: what federated learning does without
 
-All four are `fed_avg`, which with one client is plain gradient descent, with the same number of steps. Means and
-deviations of the columns are a federated round too (sums of x, of x² and of counts): for the federated model no
-patient leaves a hospital for anything.
+All four are `fed_avg`, which with one client is plain gradient descent, with the same number of passes over the
+training patients. Means and deviations of the columns are a federated round too (sums of x, of x² and of counts):
+for the federated model no patient leaves a hospital for anything.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ _NAMES = {
     "switzerland": "Switzerland",
     "va_long_beach": "VA Long Beach",
 }
-_STEPS, _RATE, _DECAY = 5, 0.3, 0.01
+_BATCHING = sf.Batching(size=256, epochs=5)  # a hospital's training patients are one batch: five steps a round
+_RATE, _DECAY = 0.3, 0.01
 _CHEST_PAIN, _ASYMPTOMATIC = HEART_FEATURES.index("chest_pain"), 4
 
 
@@ -88,13 +89,13 @@ def run(seeds: int = 5, rounds: int = ROUNDS, done: Callable[[int], None] = lamb
 
     Args:
         seeds: how many splits into training and test patients.
-        rounds: of federated training; the other models take as many steps.
+        rounds: of federated training; the other models are trained for as long.
         done: called with each seed when it is finished.
     """
     model = _logistic_regression()
     moments = sf.analytics.moments(len(HEART_FEATURES))
     optimizer = optax.chain(optax.add_decayed_weights(_DECAY), optax.sgd(_RATE))
-    averaging = sf.learning.fed_avg(model, optimizer, batching=sf.Batching(size=None, epochs=_STEPS))
+    averaging = sf.learning.fed_avg(model, optimizer, batching=_BATCHING)
     scores, curves = [], []
     for seed in range(seeds):
         train, test = _prepared(moments, seed)
@@ -135,7 +136,8 @@ def _prepared(moments: sf.Process, seed: int) -> tuple[sf.Federation, sf.Federat
     mean, deviation = np.array(found["mean"], np.float32), np.array(found["deviation"], np.float32)
 
     def standardised(x: Float[np.ndarray, "n f"]) -> Float[np.ndarray, "n f"]:
-        return np.nan_to_num((x - mean) / deviation)
+        scaled: Float[np.ndarray, "n f"] = np.nan_to_num((x - mean) / deviation)
+        return scaled
 
     return _each(train, standardised), _each(test, standardised)
 
@@ -161,7 +163,7 @@ def _hospitals() -> tuple[Hospital, ...]:
         rows, diagnoses = np.concatenate([x, x_test]), np.concatenate([y, y_test])
         empty = tuple(f for f, gone in zip(HEART_FEATURES, np.isnan(rows).all(axis=0), strict=True) if gone)
         rarest = int(np.bincount(y_test, minlength=2).min())
-        found.append(Hospital(_NAMES[name], len(x), len(x_test), float(diagnoses.mean()), rarest, empty))
+        found.append(Hospital(_NAMES[str(name)], len(x), len(x_test), float(diagnoses.mean()), rarest, empty))
     return tuple(found)
 
 
@@ -170,6 +172,7 @@ def _hospitals() -> tuple[Hospital, ...]:
 
 def _one_split(process: sf.Process, train: sf.Federation, test: sf.Federation, rounds: int) -> tuple[Any, Any]:
     """Scores [model, hospital, measure] and the federated model's curve [round, hospital, measure]."""
+    # The pooled model first: the largest plan makes the room that one compiled program needs for all single clients.
     together = sf.Federation.from_clients({"pooled": train.pooled()})
     pooled = _scores(process, _trained(process, together, None, rounds)[-1], test)
     crossed = np.stack(

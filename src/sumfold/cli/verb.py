@@ -7,14 +7,16 @@ import functools
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import typer
 
-from sumfold.errors import SumfoldError
+from sumfold.errors import CompositionError, SumfoldError
 
-__all__ = ["DONE", "FAILED", "INTERRUPTED", "WRONG_USE", "Json", "Outcome", "complain", "verb"]
+__all__ = ["DONE", "FAILED", "INTERRUPTED", "WRONG_USE", "Json", "Outcome", "complain", "verb", "writable"]
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
@@ -47,6 +49,22 @@ def verb(function: Callable[..., Outcome]) -> Callable[..., None]:
         raise typer.Exit(outcome.code)
 
     return command
+
+
+def writable(folder: Path) -> None:
+    """Make a folder for results, if needed, before any work is done for them.
+
+    Raises:
+        CompositionError: when it cannot be made or written to (SF-CLI-001).
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise CompositionError(
+            "SF-CLI-001", f"--out {folder}: {error.strerror}", "a folder to write to", "choose another --out"
+        ) from error
 
 
 def complain(text: str) -> None:

@@ -6,7 +6,7 @@ mapping: a round makes a new one that shares every entry that did not change, so
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -58,6 +58,6 @@ class ClientStore(Mapping[Any, Tree]):
         return [(jax.tree_util.DictKey(client), self._entries[client]) for client in ids], tuple(ids)
 
     @classmethod
-    def tree_unflatten(cls, ids: tuple[Any, ...], children: list[Tree]) -> ClientStore:
+    def tree_unflatten(cls, ids: tuple[Any, ...], children: Sequence[Tree]) -> ClientStore:
         """The reverse of `tree_flatten_with_keys`."""
         return cls(dict(zip(ids, children, strict=True)))

@@ -72,7 +72,7 @@ class EarlyStopping:
     monitor: str = "loss"
     patience: int = 5
     mode: Literal["min", "max"] = "min"
-    min_delta: float = 0.0
+    min_delta: float | int = 0
 
     @user_facing
     def __post_init__(self) -> None:

@@ -34,9 +34,7 @@ def written(known: Hparams, given: Mapping[str, Any], group: str) -> Hparams:
             raise CompositionError(
                 "SF-COMP-022",
                 f"set_hparams with {group}.{name}",
-                f"one of {sorted(known)}"
-                if known
-                else f"a hyperparameter that can be set; those of {group} are {CLOSED}",
+                f"one of {sorted(known)}" if known else f"a hyperparameter that can be set, and {group} shows none",
                 "see process.get_hparams(state)",
             )
     return {name: jnp.asarray(given.get(name, value), jnp.result_type(value)) for name, value in known.items()}

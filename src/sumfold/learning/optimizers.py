@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -57,7 +58,15 @@ def as_optimizer(given: Any, role: str, round: ArrayLike | None = None) -> Optim
     if _is_keras(given):
         return _from_keras(given)
     if is_schedule(given) and round is not None:
-        made = foreign(given)(round)
+        try:
+            made = foreign(given)(round)
+        except jax.errors.ConcretizationTypeError as error:
+            raise CompositionError(
+                "SF-COMP-027",
+                f"{role}(round) decides by Python's if, int or float on a round that is traced",
+                "arithmetic on the round: one program serves every round",
+                "use jnp.where(round < 10, 0.1, 0.01), or a schedule of optax",
+            ) from error
         if isinstance(made, optax.GradientTransformation):
             return _from_optax(made)
         raise _refusal(made, f"{role}(round)")
@@ -127,8 +136,13 @@ def _from_keras(given: Any) -> Optimizer:
     """A fresh copy of the user's object is built for the shapes at hand; only its ``stateless_apply`` is used."""
     import keras
 
+    with warnings.catch_warnings():
+        # Keras reads its own variables through NumPy's old array protocol here.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        configuration = given.get_config()
+
     def built(params: Tree) -> Any:
-        own = type(given).from_config(given.get_config())
+        own = type(given).from_config(configuration)
         variables = [
             keras.Variable(np.zeros(jnp.shape(p), jnp.result_type(p)), name=f"p{i}")
             for i, p in enumerate(jax.tree.leaves(params))
@@ -140,7 +154,7 @@ def _from_keras(given: Any) -> Optimizer:
         return {
             v.path.split("/")[-1]: i
             for i, v in enumerate(own.variables)
-            if v.path.split("/")[-1] == "learning_rate" and not callable(own.get_config().get("learning_rate"))
+            if v.path.split("/")[-1] == "learning_rate" and not isinstance(configuration.get("learning_rate"), dict)
         }
 
     def init(params: Tree) -> Tree:

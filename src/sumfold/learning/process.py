@@ -177,9 +177,9 @@ class Process:
         Raises:
             StateError: when names, shapes or dtypes are not the model's.
         """
-        state = recognise(self.round, self._template, state)
+        mine = recognise(self.round, self._template, state)
         model, _, with_parts = self._lens()
-        return state._replace(algorithm=with_parts(state.algorithm, tree.strong(model.split(weights))))
+        return mine._replace(algorithm=with_parts(mine.algorithm, tree.strong(model.split(weights))))
 
     @user_facing
     def get_hparams(self, state: Any) -> Metrics:
@@ -201,8 +201,8 @@ class Process:
         Raises:
             CompositionError: for a name that cannot be set.
         """
-        state = recognise(self.round, self._template, state)
-        known = self.hparams(state.algorithm)
+        mine = recognise(self.round, self._template, state)
+        known = self.hparams(mine.algorithm)
         for group in hparams:
             if group not in known:
                 raise CompositionError(
@@ -212,7 +212,7 @@ class Process:
                     "see process.get_hparams(state)",
                 )
         values = {group: {**known[group], **hparams.get(group, {})} for group in known}
-        return state._replace(algorithm=self.with_hparams(state.algorithm, values))
+        return mine._replace(algorithm=self.with_hparams(mine.algorithm, values))
 
     @user_facing
     def explain(self, client_data: Any = None) -> str:
@@ -313,7 +313,15 @@ class Process:
 
     def _check_model(self, federation: Federation, model: Model, parts: Parts, batch: Batch) -> None:
         outputs = model.check(parts, batch)
-        _, y, _ = unpack(federation.examples)
+        _, y, weight = unpack(federation.examples)
+        if weight is not None and (wrong := np.flatnonzero(~(np.asarray(weight) >= 0))).size:
+            first = int(wrong[0])
+            raise DataError(
+                "SF-DATA-055",
+                f"an example_weight of {np.asarray(weight).reshape(-1)[first]} at {_owner(federation, first)}",
+                "weights of at least 0",
+                "look at how the weights were made; 0 leaves a row out",
+            )
         if len(jax.tree.leaves(y)) != 1:
             return
         labels: NDArray[Any] = jax.tree.leaves(y)[0]

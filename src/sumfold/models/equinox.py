@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ __all__ = ["from_equinox"]
 
 
 @user_facing
-def from_equinox(build: Any, loss: Callable[[Any, Any], Any], metrics: dict[str, Any] | None = None) -> Model:
+def from_equinox(build: Any, loss: Callable[[Any, Any], Any], metrics: Mapping[str, Any] | None = None) -> Model:
     """A model from an Equinox module that maps one example to one output; weights come back as the module itself.
 
     Floating arrays are trained, other arrays stay, and what is no JAX array is part of the program. The module is
@@ -63,6 +63,7 @@ def from_equinox(build: Any, loss: Callable[[Any, Any], Any], metrics: dict[str,
     check(eqx, reference)
     arrays, static = eqx.partition(reference, eqx.is_array)
     template, start = tree.shapes(arrays), copied(arrays) if given else None
+    known = set(named(reference))
     name, call = type(reference).__name__, type(reference).__call__
     parameter = inspect.signature(call).parameters.get("key")
 
@@ -73,7 +74,7 @@ def from_equinox(build: Any, loss: Callable[[Any, Any], Any], metrics: dict[str,
         return eqx.combine(copied(start if given else eqx.filter(build(key), eqx.is_array)), static)
 
     def split(weights: Tree) -> Parts:
-        return divide(matching(template, arrays_of(template, weights)))
+        return divide(matching(template, arrays_of(template, known, weights)))
 
     def apply(parts: Parts, x: Tree, key: Key | None) -> Applied:
         own = module(parts) if key is not None else eqx.nn.inference_mode(module(parts))
@@ -97,14 +98,17 @@ def from_equinox(build: Any, loss: Callable[[Any, Any], Any], metrics: dict[str,
     )
 
 
-def arrays_of(template: Tree, weights: Tree) -> Tree:
-    """The leaves of `weights` that are the module's arrays: what else a module or a file holds does not matter."""
-    pairs, _ = jax.tree_util.tree_flatten_with_path(weights)
-    by_path = {tree.name(path): leaf for path, leaf in pairs}
-    paths = [spec.path for spec in tree.specs(template)]
-    if set(paths) <= set(by_path):
-        return jax.tree.unflatten(jax.tree.structure(template), [by_path[path] for path in paths])
-    return {path: leaf for path, leaf in by_path.items() if isinstance(leaf, (jax.Array, np.ndarray))}
+def named(module: Tree) -> dict[str, Any]:
+    """Every leaf by its path."""
+    return {tree.name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(module)[0]}
+
+
+def arrays_of(template: Tree, known: set[str], weights: Tree) -> Tree:
+    """The module's arrays out of a module, or out of what a file gave back: its plain numbers do not matter."""
+    given, paths = named(weights), [spec.path for spec in tree.specs(template)]
+    if set(paths) <= set(given) <= known:
+        return jax.tree.unflatten(jax.tree.structure(template), [given[path] for path in paths])
+    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, (jax.Array, np.ndarray)) else None, weights)
 
 
 def no_module(given: Any) -> CompositionError:

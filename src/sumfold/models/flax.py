@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ __all__ = ["from_flax"]
 
 @user_facing
 def from_flax(
-    module: Any, example: Tree, loss: Callable[[Any, Any], Any], metrics: dict[str, Any] | None = None
+    module: Any, example: Tree, loss: Callable[[Any, Any], Any], metrics: Mapping[str, Any] | None = None
 ) -> Model:
     """A model from a Flax module, `flax.linen` or `flax.nnx`.
 

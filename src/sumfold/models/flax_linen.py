@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from sumfold.tree import Tree
 __all__: list[str] = []
 
 
-def from_linen(module: Any, example: Tree, loss: Callable[[Any, Any], Any], metrics: dict[str, Any] | None) -> Model:
+def from_linen(module: Any, example: Tree, loss: Callable[[Any, Any], Any], metrics: Mapping[str, Any] | None) -> Model:
     """A model from a linen module; see `sumfold.models.from_flax`."""
     name = type(module).__name__
     call = type(module).__call__

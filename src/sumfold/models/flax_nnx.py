@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ from sumfold.tree import Tree
 __all__: list[str] = []
 
 
-def from_nnx(module: Any, example: Tree, loss: Callable[[Any, Any], Any], metrics: dict[str, Any] | None) -> Model:
+def from_nnx(module: Any, example: Tree, loss: Callable[[Any, Any], Any], metrics: Mapping[str, Any] | None) -> Model:
     """A model from an nnx module, or a function ``rngs -> module``; see `sumfold.models.from_flax`."""
     from flax import nnx
 

@@ -90,6 +90,7 @@ def unpack(examples: Tree) -> tuple[Tree, Tree, Any]:
     if isinstance(examples, (tuple, list)) and len(examples) in {2, 3}:
         return examples[0], examples[1], examples[2] if len(examples) == 3 else None
     kind = f"a dict with {sorted(examples)}" if isinstance(examples, Mapping) else f"a {type(examples).__name__}"
+    kind = "one array" if hasattr(examples, "shape") else kind
     raise DataError(
         "SF-DATA-051",
         f"client examples as {kind}",
