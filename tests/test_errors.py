@@ -1,6 +1,8 @@
 """The tree of errors, and where their tracebacks end."""
 
 import pickle
+import subprocess
+import sys
 import traceback
 
 import pytest
@@ -56,9 +58,10 @@ def test_the_traceback_ends_at_the_callers_line(monkeypatch):
     monkeypatch.delenv("SUMFOLD_FULL_TRACEBACK", raising=False)
     with pytest.raises(errors.DataError) as caught:
         library(errors.DataError("SF-DATA-001", "a", "b", "c"))
-    last = traceback.extract_tb(caught.value.__traceback__)[-1]
-    assert last.filename == __file__
-    assert last.line.startswith("library(")
+    # the tests' own checks of annotations stand in a frame between
+    frames = [f for f in traceback.extract_tb(caught.value.__traceback__) if "jaxtyping" not in f.filename]
+    assert frames[-1].filename == __file__
+    assert frames[-1].line.startswith("library(")
     assert isinstance(caught.value.__cause__, KeyError)
 
 
@@ -86,3 +89,49 @@ def test_a_missing_extra_says_how_to_install_it():
     assert "keras" in str(error)
     assert "sumfold[keras]" in str(error)
     assert error.code in errors.CATALOG
+
+
+MISTAKES = """
+import traceback
+import numpy as np, optax, sumfold as sf
+
+def attempt(line, **names):
+    try:
+        exec(compile(line, "<user>", "eval"), {"sf": sf, "np": np, "optax": optax, **names})
+    except sf.SumfoldError as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        print(last.filename, type(error).__name__, error.code)
+
+model = sf.models.from_functions(lambda key: np.zeros(2), lambda w, x: x @ w, lambda o, y: (o - y) ** 2)
+process = sf.learning.fed_avg(model, optax.sgd(0.1))
+state = process.initialize()
+wrong = [(np.ones((3, 5), np.float32), np.ones(3, np.float32))]
+attempt("sf.Batching(size=0)")
+attempt("sf.core.modular(1)")
+attempt("sf.chain()")
+attempt("sf.load('/nowhere/at/all')")
+attempt("sf.learning.fed_avg(model, None)", model=model)
+attempt("sf.models.from_functions(1, 2, 3)")
+attempt("p.next(s, 5)", p=process, s=state)
+attempt("p.next(s, wrong)", p=process, s=state, wrong=wrong)
+attempt("p.next([1], [])", p=process)
+attempt("p.set_model_weights(s, np.zeros(3))", p=process, s=state)
+attempt("p.on(sf.Loopback()).next(s, wrong)", p=process, s=state, wrong=wrong)
+"""
+
+
+def test_a_users_traceback_ends_at_their_line_without_the_tests_checks():
+    done = subprocess.run([sys.executable, "-c", MISTAKES], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.splitlines() == [
+        "<user> CompositionError SF-COMP-001",
+        "<user> CompositionError SF-COMP-002",
+        "<user> CompositionError SF-COMP-003",
+        "<user> CheckpointError SF-CKPT-001",
+        "<user> CompositionError SF-COMP-020",
+        "<user> CompositionError SF-COMP-014",
+        "<user> DataError SF-DATA-001",
+        "<user> TypeMismatchError SF-TYPE-002",
+        "<user> StateError SF-STATE-001",
+        "<user> StateError SF-STATE-003",
+        "<user> TypeMismatchError SF-TYPE-002",
+    ]

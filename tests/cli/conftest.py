@@ -1,6 +1,5 @@
 """Jobs to simulate, and one short demo that all tests look at."""
 
-import json
 import os
 import subprocess
 import sys
@@ -63,11 +62,6 @@ def experiment() -> hospitals.Experiment:
 def sumfold() -> Callable[..., Result]:
     """The command line in this process."""
     return lambda *words: CliRunner().invoke(app, [str(word) for word in words], prog_name="sumfold")
-
-
-def documented(result: Result) -> dict:
-    """The one JSON document on standard output."""
-    return json.loads(result.stdout)
 
 
 def program(*words: object, folder: Path, **options: object) -> subprocess.Popen:

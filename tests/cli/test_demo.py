@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sumfold.cli import curve, demo, hospitals
+from sumfold.cli import curve as pictures
+from sumfold.cli import demo, hospitals
 from sumfold.cli.hospitals import MEASURES, MODELS
 
 
@@ -24,6 +25,13 @@ def changed(experiment, measure, model, value) -> hospitals.Experiment:
     scores = {name: np.array(values) for name, values in experiment.scores.items()}
     scores[measure][:, MODELS.index(model)] = value
     return dataclasses.replace(experiment, scores=scores)
+
+
+def first_split(experiment) -> hospitals.Experiment:
+    scores, curve = (
+        {name: values[:1] for name, values in part.items()} for part in (experiment.scores, experiment.curve)
+    )
+    return dataclasses.replace(experiment, scores=scores, curve=curve)
 
 
 def test_shapes_and_sizes(experiment) -> None:
@@ -90,11 +98,7 @@ def test_table_fits_a_terminal_and_marks_the_best(experiment) -> None:
     assert max(map(len, shown.splitlines())) <= 80
     for word in ("AUC", "accuracy", "VA Long Beach", "212/91", "federated", "±."):
         assert word in shown
-    assert "±" not in text(
-        demo.table(
-            dataclasses.replace(experiment, scores={name: values[:1] for name, values in experiment.scores.items()})
-        )
-    )
+    assert "±" not in text(demo.table(first_split(experiment)))
 
 
 def test_words_say_what_the_numbers_say(experiment) -> None:
@@ -116,7 +120,7 @@ def test_words_on_accuracy_follow_the_numbers(experiment) -> None:
 
 
 def test_curve_shows_every_model(experiment) -> None:
-    figure = curve.draw(experiment)
+    figure = pictures.draw(experiment)
     assert [axes.get_title(loc="left").split(" (")[0] for axes in figure.axes] == ["log loss", "AUC", "accuracy"]
     assert [entry.get_text() for entry in figure.legends[0].get_texts()] == [
         "federated",

@@ -71,13 +71,15 @@ def test_gradient_is_that_of_equinox():
 
     same(gradient(model, weights)[0], eqx.filter(foreign(theirs)(weights), eqx.is_array), rtol=1e-5, atol=1e-7)
     result = model.evaluate(weights, X, CLASSES)
-    assert 0 <= result["accuracy"] <= 1 and result["num_examples"] == 8
+    assert 0 <= result["accuracy"] <= 1
+    assert result["num_examples"] == 8
 
 
 def test_weights_are_the_module():
     model = from_equinox(Net, LOSS)
     weights = model.init(KEY)
-    assert isinstance(weights, Net) and weights.name == "net"
+    assert isinstance(weights, Net)
+    assert weights.name == "net"
     same(eqx.filter(weights, eqx.is_array), eqx.filter(foreign(Net)(KEY), eqx.is_array))
     inference = eqx.nn.inference_mode(weights)
     np.testing.assert_allclose(model.predict(weights, X), foreign(jax.vmap(inference))(X), rtol=1e-6)
@@ -87,7 +89,8 @@ def test_integers_stay_and_floats_are_trained():
     model = from_equinox(Net, LOSS)
     parts = model.split(model.init(KEY))
     assert [leaf.dtype for leaf in jax.tree.leaves(parts.constants)] == [np.int32]
-    assert len(jax.tree.leaves(parts.trainable)) == 4 and parts.statistics == ()
+    assert len(jax.tree.leaves(parts.trainable)) == 4
+    assert parts.statistics == ()
     assert tree.specs(model.template) == tree.specs(parts)
     assert jax.tree.structure(model.template) == jax.tree.structure(parts)
 

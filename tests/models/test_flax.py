@@ -212,7 +212,8 @@ def test_a_compiled_loop_learns(api, kind):
     before = model.evaluate(model.join(parts), X, CLASSES)
     trainable, rest, _ = train(parts.trainable, parts.statistics)
     after = model.evaluate(model.join(rest._replace(trainable=trainable)), X, CLASSES)
-    assert after["loss"] < before["loss"] and np.isfinite(after["loss"])
+    assert after["loss"] < before["loss"]
+    assert np.isfinite(after["loss"])
 
 
 def test_an_nnx_module_is_the_initial_one_whatever_the_seed():

@@ -91,7 +91,17 @@ def pack(tree: Tree, notes: dict[str, str] | None = None) -> bytes:
     arrays: dict[str, NDArray[Any]] = {}
     structure = json.dumps(_describe(tree, (), arrays), separators=(",", ":"))
     header = {"format": _FORMAT, "structure": structure, **(notes or {})}
-    return bytes(save_tensors(arrays, {**header, "digest": _digest(header, arrays)}))
+    return _ordered(bytes(save_tensors(arrays, {**header, "digest": _digest(header, arrays)})))
+
+
+def _ordered(data: bytes) -> bytes:
+    """The same safetensors bytes with the header's notes in order, which their writer leaves to chance."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def unpack(data: bytes, source: str) -> Tree:

@@ -192,7 +192,7 @@ def save(
         "engine": "{}",
     }
     number = int(state.round)
-    files.write(here / f"round-{number:08d}.safetensors", _ordered(files.pack(state, notes)))
+    files.write(here / f"round-{number:08d}.safetensors", files.pack(state, notes))
     _prune(here, number)
     return log
 
@@ -228,16 +228,6 @@ def _append(path: Path, log: Log, data: bytes) -> None:
             "a folder that nobody else changes while a run trains",
             "begin anew in another folder, or restore a copy",
         )
-
-
-def _ordered(data: bytes) -> bytes:
-    """The same safetensors bytes with the header's notes in order, which their writer leaves to chance."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def _prune(here: Path, number: int) -> None:
@@ -345,7 +335,7 @@ def identity(
         "seed": str(seed),
         "federation": federation.fingerprint(),
         "clients_per_round": clients_per_round,
-        "start": None if start is None else hashlib.blake2b(_ordered(files.pack(start)), digest_size=16).hexdigest(),
+        "start": None if start is None else hashlib.blake2b(files.pack(start), digest_size=16).hexdigest(),
     }
     return {name: value for name, value in fields.items() if value is not None}
 

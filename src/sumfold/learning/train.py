@@ -63,7 +63,7 @@ def train(
         rounds: how many in all; rounds that the checkpoint has, or that `state` has behind it, count.
         clients_per_round: how many are drawn, uniformly and without replacement; None is everybody.
         seed: everything random is a function of it.
-        evaluate: a `Federation` (pooled; example weights are not used), ``(x, y)``, or
+        evaluate: a `Federation` (pooled), ``(x, y)`` or ``(x, y, example_weight)``, or
             ``fn(weights) -> dict``.
         evaluate_every: rounds from one evaluation to the next; the last round is always followed by one.
         cohorts: instead of `clients_per_round`, an iterable of id lists, one a round, from round 0.
@@ -266,8 +266,8 @@ def _evaluation(process: Process, evaluate: Any) -> Callable[[State], Any] | Non
             "read the result from the metrics, or watch the run with a callback",
         )
     pooled = evaluate if isinstance(evaluate, tuple) else as_federation(evaluate, None, {})[0].pooled()
-    x, y, _ = unpack(pooled)
-    return lambda state: model.evaluate(process.get_model_weights(state), x, y)
+    examples = unpack(pooled)
+    return lambda state: model.evaluate(process.get_model_weights(state), *examples)
 
 
 # -- the checkpoint folder

@@ -203,19 +203,21 @@ class Model:
         return jax.tree.map(np.asarray, self._predict(parts, x))
 
     @user_facing
-    def evaluate(self, weights: Tree, x: Tree, y: Tree) -> dict[str, Any]:
+    def evaluate(self, weights: Tree, x: Tree, y: Tree, example_weight: Any = None) -> dict[str, Any]:
         """Loss and metrics over rows, as plain numbers, with ``num_examples``.
 
         Args:
             weights: as for `predict`.
             x: features with a leading axis of rows.
             y: labels, as many.
+            example_weight: weight of each row, [N]; None counts each once.
 
         Raises:
-            DataError: when x and y differ in length.
+            DataError: when x, y and weights differ in length.
         """
         parts = self.split(weights)
-        examples = jax.tree.map(tree.canonical, (x, y))
+        given = (x, y) if example_weight is None else (x, y, example_weight)
+        examples = jax.tree.map(tree.canonical, given)
         lengths = {len(leaf) for leaf in jax.tree.leaves(examples)}
         if len(lengths) != 1:
             raise DataError(
