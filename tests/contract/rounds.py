@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from sumfold import tree
-from sumfold.aggregators import mean, sum as total
+from sumfold.aggregators import mean
+from sumfold.aggregators import sum as total
 from sumfold.core import (
     Batching,
     Contribution,

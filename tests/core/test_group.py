@@ -23,7 +23,7 @@ GROUPS: dict[str, tuple[Group, type, int]] = {
 
 
 @pytest.mark.parametrize("name", GROUPS)
-@settings(max_examples=15)
+@settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_laws(name, data):
     group, dtype, top = GROUPS[name]
@@ -45,7 +45,7 @@ def test_laws(name, data):
 
 @pytest.mark.parametrize("modulus", MODULI)
 @given(st.data())
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 def test_modular_is_the_arithmetic_of_python(modulus, data):
     values = data.draw(st.lists(st.integers(0, modulus - 1), min_size=1, max_size=5))
     group = modular(modulus)
@@ -56,7 +56,7 @@ def test_modular_is_the_arithmetic_of_python(modulus, data):
 
 
 @given(st.permutations(range(4)), st.sets(st.integers(0, 3)))
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 def test_stack_keeps_each_value_at_its_place(order, counted):
     value = {"w": jnp.zeros(2), "n": jnp.int32(0)}
     left, right = stack.zero(value, 4), stack.zero(value, 4)

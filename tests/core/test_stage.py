@@ -1,5 +1,6 @@
 """Chaining: an onion of client halves around Σ, and bounds that are checked while it is put together."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +8,8 @@ import pytest
 import sumfold as sf
 from sumfold.core import Bound, Contribution, Stage, add, maximum, modular
 from sumfold.testing import check_stage
+
+KEY = jax.random.key(0)
 
 
 def tagging(name, group=add, metrics=None):
@@ -25,10 +28,10 @@ def test_client_halves_run_first_to_last_and_server_halves_back():
     both = sf.chain(tagging("a", None, {"a": 1}), tagging("b", maximum, {"b": 2}), tagging("c", None))
     server, memory = both.init(None), both.memory(None)
     assert (server, memory) == ((10, 10, 10), (0, 0, 0))
-    sent, memory = both.encode(both.share(server), memory, "v", None)
+    sent, memory = both.encode(both.share(server), memory, "v", KEY)
     assert sent == "v>a20>b20>c20"
     assert memory == (1, 1, 1)
-    result, server, metrics = both.decode(server, "t", None)
+    result, server, metrics = both.decode(server, "t", KEY)
     assert result == "t<c<b<a"
     assert server == (11, 11, 11)
     assert metrics == {"a": 1, "b": 2}
@@ -45,13 +48,11 @@ def test_chains_nest():
     flat, nested = sf.chain(half, half, half), sf.chain(sf.chain(half, half), half)
     for stage in (flat, nested):
         public, memory = stage.share(stage.init(None)), stage.memory(None)
-        assert stage.encode(public, memory, 8.0, None)[0] == 1.0
-        assert stage.decode(stage.init(None), 1.0, None)[0] == 8.0
+        assert stage.encode(public, memory, 8.0, KEY)[0] == 1.0
+        assert stage.decode(stage.init(None), 1.0, KEY)[0] == 8.0
 
 
 def test_each_stage_draws_from_a_key_of_its_own():
-    import jax
-
     drawing = Stage(
         lambda p, m, v, k: (jnp.append(v, jax.random.uniform(k)), m), lambda s, t, k: (t, s, {}), group=None
     )
@@ -75,11 +76,11 @@ def test_bounds_pass_through_a_chain_in_order():
 def test_mean_and_sum_on_paper():
     clients = [(1.0, 1.0), (3.0, 3.0), (100.0, 0.0)]
     mean = sf.aggregators.mean()
-    total = mean.encode((), (), Contribution(jnp.float32(0), jnp.float32(0)), None)[0]
+    total = mean.encode((), (), Contribution(jnp.float32(0), jnp.float32(0)), KEY)[0]
     for value, weight in clients:
-        sent, _ = mean.encode((), (), Contribution(jnp.float32(value), jnp.float32(weight)), None)
+        sent, _ = mean.encode((), (), Contribution(jnp.float32(value), jnp.float32(weight)), KEY)
         total = mean.group.merge(total, sent)
-    assert float(mean.decode((), total, None)[0]) == 2.5
+    assert float(mean.decode((), total, KEY)[0]) == 2.5
 
 
 @pytest.mark.parametrize("make", [sf.aggregators.mean, sf.aggregators.sum], ids=["mean", "sum"])

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+import sumfold as sf
 from sumfold import tree
 from sumfold.core import files
 from sumfold.core.foreign import foreign
@@ -14,6 +15,7 @@ from sumfold.core.round import Batch
 from sumfold.errors import CompositionError, MissingExtraError, StateError
 from sumfold.models import from_equinox
 from sumfold.models.metrics import accuracy
+from sumfold.testing import assert_runtimes_agree
 
 KEY = jax.random.key(3)
 ROWS = np.random.default_rng(0)
@@ -176,6 +178,13 @@ def test_weights_of_another_model_are_refused():
     without_bias = from_equinox(lambda key: eqx.nn.Linear(3, 4, use_bias=False, key=key), LOSS)
     with pytest.raises(StateError, match="SF-STATE-003"):
         without_bias.split(foreign(eqx.nn.Linear)(3, 4, key=KEY))
+
+
+def test_runtimes_agree():
+    model = from_equinox(Net, LOSS, {"accuracy": accuracy})
+    process = sf.learning.fed_avg(model, optax.sgd(0.2), batching=sf.Batching(3, epochs=2))
+    clients = {"a": (X, CLASSES), "b": (X[:4], CLASSES[:4]), "c": (X[:0], CLASSES[:0])}
+    assert_runtimes_agree(process, clients, sf.Simulation(), sf.Loopback())
 
 
 def normalised(key):

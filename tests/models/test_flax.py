@@ -8,6 +8,7 @@ import optax
 import pytest
 from flax import nnx
 
+import sumfold as sf
 from sumfold import tree
 from sumfold.core import files
 from sumfold.core.foreign import foreign
@@ -16,6 +17,7 @@ from sumfold.errors import CompositionError, MissingExtraError, StateError, Type
 from sumfold.models import from_flax
 from sumfold.models.adapter import checked_loss
 from sumfold.models.metrics import accuracy
+from sumfold.testing import assert_runtimes_agree
 
 KEY = jax.random.key(3)
 ROWS = np.random.default_rng(0)
@@ -262,6 +264,17 @@ def test_other_streams_of_randomness_are_fed():
     model = of(Noisy())
     weights = model.init(KEY)
     assert differ(gradient(model, weights)[0], gradient(model, weights, jax.random.key(4))[0])
+
+
+@BOTH
+@pytest.mark.parametrize("kind", [DROPPED, NORMED], ids=["dropout", "norm"])
+def test_runtimes_agree(api, kind):
+    model = of(kind[api], metrics={"accuracy": accuracy})
+    process = sf.learning.fed_avg(
+        model, optax.sgd(0.2), batching=sf.Batching(3, epochs=2, drop_remainder=kind is NORMED)
+    )
+    clients = {"a": (X, CLASSES), "b": (X[:4], CLASSES[:4]), "c": (X[:0], CLASSES[:0])}
+    assert_runtimes_agree(process, clients, sf.Simulation(), sf.Loopback())
 
 
 class Sowing(nn.Module):

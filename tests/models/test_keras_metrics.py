@@ -186,3 +186,54 @@ def test_metrics_by_list_and_by_dict():
     assert model.evaluate(model.init(KEY), X, CLASSES)["rows"] == 8
 
 
+class LastSeen(M.Metric):
+    def __init__(self, name="last_seen"):
+        super().__init__(name=name)
+        self.last = self.add_variable((), "zeros")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.last.assign(keras.ops.max(y_pred))
+
+    def result(self):
+        return self.last
+
+
+def branches():
+    inputs = keras.Input((3,))
+    return keras.Model(inputs, [layers.Dense(1)(inputs), layers.Dense(2)(inputs)])
+
+
+class Headless(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(2)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+def headless():
+    net = Headless()
+    net(X)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (lambda: from_keras(dense, "mse", ["mse", "mse"]), ["SF-MODEL-006", "'mse'"]),
+        (lambda: from_keras(branches, lambda o, y: y, ["mse"]), ["SF-MODEL-007", "'mse'"]),
+        (lambda: from_keras(dense, "mse", ["no_such_metric"]), ["SF-MODEL-008", "no_such_metric"]),
+        (lambda: from_keras(dense, "mse", [LastSeen()]), ["SF-MODEL-009", "'last_seen'", "LastSeen"]),
+        (lambda: from_keras(dense, "mse", [M.Mean(name="m")]), ["SF-MODEL-009", "'m'"]),
+        (lambda: from_keras(dense, "mse", [M.R2Score(num_regressors=2)]), ["SF-MODEL-009", "R2Score"]),
+        (lambda: from_keras(headless, "mse", [M.F1Score()]), ["SF-MODEL-010", "f1_score", "update_state"]),
+        (lambda: from_keras(dense, "mse", "accuracy"), ["SF-COMP-011"]),
+        (lambda: from_keras(dense, "mse", {"a": 3}), ["SF-COMP-010"]),
+        (lambda: from_keras(dense, "mse", {"loss": "mse"}), ["SF-COMP-012", "'loss'"]),
+    ],
+)
+def test_refused_with_the_reason(given, words):
+    with pytest.raises(CompositionError) as caught:
+        given()
+    assert [word for word in words if word not in str(caught.value)] == []

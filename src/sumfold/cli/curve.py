@@ -43,9 +43,9 @@ def draw(experiment: Experiment) -> Any:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     splits = len(experiment.scores["auc"])
-    over = f"{splits} splits (band: ± one deviation over splits)" if splits > 1 else "one split"
+    over = f"and {splits} splits (band: ± one deviation over splits)" if splits > 1 else "of one split"
     figure.suptitle(
-        f"Four hospitals train together: test patients, mean over the hospitals and {over}",
+        f"Four hospitals train together: test patients, mean over the hospitals {over}",
         x=0.01,
         ha="left",
         fontsize=13,

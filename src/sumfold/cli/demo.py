@@ -23,7 +23,7 @@ __all__ = ["demo", "document", "table", "words"]
 
 _TITLES = {"auc": "AUC", "accuracy": "accuracy"}
 _HEADS = {"own": "own", "others": "others'", "federated": "federated", "pooled": "pooled"}
-_CLOSE = 0.01
+_CLOSE, _FEW = 0.01, 10
 
 
 @verb
@@ -60,7 +60,8 @@ def _run(seeds: int, rounds: int) -> Experiment:
     from rich.progress import BarColumn, Progress, TextColumn
 
     columns = TextColumn("four hospitals train"), BarColumn(), TextColumn("split {task.completed}/{task.total}")
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=seeds)
         from sumfold.cli import hospitals
 
@@ -191,13 +192,16 @@ def words(experiment: Experiment) -> list[str]:
 
 
 def _bought(experiment: Experiment) -> str:
-    own, federated = (experiment.of("auc", model).mean(axis=0) for model in ("own", "federated"))
-    place = int((federated - own).argmax())
-    if federated[place] <= own[place]:
+    own, federated = (experiment.of("auc", model) for model in ("own", "federated"))
+    gain = (federated - own).mean(axis=0)
+    place = int(gain.argmax())
+    if gain[place] <= 0:
         return "Federating bought nothing in this run: every hospital's own model has the better AUC."
+    better, splits = int((federated > own)[:, place].sum()), len(own)
     return (
-        f"Federating buys {experiment.hospitals[place].name} the most: AUC {federated[place]:.3f} instead of "
-        f"{own[place]:.3f} with its own model."
+        f"Federating buys {experiment.hospitals[place].name} the most: AUC {federated[:, place].mean():.3f} instead "
+        f"of {own[:, place].mean():.3f} with its own model"
+        + (f", better in {better} of {splits} splits." if splits > 1 else ".")
     )
 
 
@@ -230,12 +234,12 @@ def _knows(experiment: Experiment) -> str | None:
 
 
 def _unsure(experiment: Experiment) -> str | None:
-    deviation = experiment.of("auc", "federated").std(axis=0)
-    place = int(deviation.argmax())
-    hospital = experiment.hospitals[place]
-    if deviation[place] < 0.03:
+    place = min(range(len(experiment.hospitals)), key=lambda k: experiment.hospitals[k].rarest)
+    hospital, reached = experiment.hospitals[place], experiment.of("auc", "federated")[:, place]
+    if hospital.rarest >= _FEW:
         return None
+    moves = f", and it moves by ±{reached.std():.2f} from split to split" if len(reached) > 1 else ""
     return (
         f"{hospital.name}'s AUC is a rough number: {hospital.rarest} of its {hospital.test} test patients are "
-        f"{'healthy' if hospital.ill > 0.5 else 'ill'}, and it moves by ±{deviation[place]:.2f} from split to split."
+        f"{'healthy' if hospital.ill > 0.5 else 'ill'}{moves}."
     )

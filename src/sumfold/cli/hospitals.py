@@ -21,12 +21,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 import sumfold as sf
 from sumfold.data.heart_disease import HEART_FEATURES
 
-__all__ = ["MEASURES", "MODELS", "ROUNDS", "Experiment", "Hospital", "area", "run"]
+__all__ = ["MEASURES", "MODELS", "ROUNDS", "Experiment", "Hospital", "run"]
 
 MODELS = ("own", "others", "federated", "pooled")
 MEASURES = ("auc", "accuracy", "loss")
@@ -92,37 +92,30 @@ def run(seeds: int = 5, rounds: int = ROUNDS, done: Callable[[int], None] = lamb
         rounds: of federated training; the other models are trained for as long.
         done: called with each seed when it is finished.
     """
-    model = _logistic_regression()
+    model, judge = _logistic_regression(), _logistic_regression(_JUDGE)
     moments = sf.analytics.moments(len(HEART_FEATURES))
     optimizer = optax.chain(optax.add_decayed_weights(_DECAY), optax.sgd(_RATE))
     averaging = sf.learning.fed_avg(model, optimizer, batching=_BATCHING)
     scores, curves = [], []
     for seed in range(seeds):
         train, test = _prepared(moments, seed)
-        score, curve = _one_split(averaging, train, test, rounds)
+        score, curve = _one_split(averaging, judge, train, test, rounds)
         scores.append(score)
         curves.append(curve)
         done(seed)
     return Experiment(rounds, _hospitals(), _by_measure(scores), _by_measure(curves))
 
 
-def area(logits: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"]) -> float:
-    """The exact area under the ROC curve: the share of (ill, healthy) pairs in the right order, ties half.
-
-    Example:
-        >>> area(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1]))
-        0.75
-    """
-    ill, healthy = logits[y == 1][:, None], logits[y == 0]
-    return float(((ill > healthy) + 0.5 * (ill == healthy)).mean())
-
-
-def _logistic_regression() -> sf.models.Model:
+def _logistic_regression(metrics: Mapping[str, Any] | None = None) -> sf.models.Model:
     return sf.models.from_functions(
         init=lambda key: {"w": jnp.zeros(len(HEART_FEATURES)), "b": jnp.zeros(())},
         predict=lambda weights, x: x @ weights["w"] + weights["b"],
         loss=optax.sigmoid_binary_cross_entropy,
+        metrics=metrics,
     )
+
+
+_JUDGE = {"auc": sf.metrics.auc, "accuracy": sf.metrics.accuracy}  # the AUC from histograms of scores, which are sums
 
 
 # -- data, at the hospitals
@@ -170,17 +163,19 @@ def _hospitals() -> tuple[Hospital, ...]:
 # -- models, and what they reach
 
 
-def _one_split(process: sf.Process, train: sf.Federation, test: sf.Federation, rounds: int) -> tuple[Any, Any]:
+def _one_split(
+    process: sf.Process, judge: sf.models.Model, train: sf.Federation, test: sf.Federation, rounds: int
+) -> tuple[Any, Any]:
     """Scores [model, hospital, measure] and the federated model's curve [round, hospital, measure]."""
     # The pooled model first: the largest plan makes the room that one compiled program needs for all single clients.
     together = sf.Federation.from_clients({"pooled": train.pooled()})
-    pooled = _scores(process, _trained(process, together, None, rounds)[-1], test)
+    pooled = _scores(judge, _trained(process, together, None, rounds)[-1], test)
     crossed = np.stack(
-        [_scores(process, _trained(process, train, [hospital], rounds)[-1], test) for hospital in train.ids]
+        [_scores(judge, _trained(process, train, [hospital], rounds)[-1], test) for hospital in train.ids]
     )  # [whose model, hospital, measure]
     own = np.stack([crossed[k, k] for k in range(len(train))])
     others = (crossed.sum(axis=0) - own) / (len(train) - 1)
-    curve = np.stack([_scores(process, weights, test) for weights in _trained(process, train, None, rounds)])
+    curve = np.stack([_scores(judge, weights, test) for weights in _trained(process, train, None, rounds)])
     return np.stack([own, others, curve[-1], pooled]), curve
 
 
@@ -194,16 +189,10 @@ def _trained(process: sf.Process, data: sf.Federation, clients: list[Any] | None
     return weights
 
 
-def _scores(process: sf.Process, weights: Any, test: sf.Federation) -> Float[np.ndarray, "hospitals 3"]:
+def _scores(judge: sf.models.Model, weights: Any, test: sf.Federation) -> Float[np.ndarray, "hospitals 3"]:
     """What a model reaches at each hospital, computed there, in the order of `MEASURES`."""
-    assert process.model is not None
-    reached = []
-    for hospital in test.ids:
-        x, y = test[hospital]
-        logits = process.model.predict(weights, x)
-        loss = np.logaddexp(0, logits) - y * logits
-        reached.append([area(logits, y), float(((logits > 0) == y).mean()), float(loss.mean())])
-    return np.array(reached)
+    reached = (judge.evaluate(weights, *test[hospital]) for hospital in test.ids)
+    return np.array([[at[measure] for measure in MEASURES] for at in reached])
 
 
 def _by_measure(stacked: list[Any]) -> dict[str, Any]:

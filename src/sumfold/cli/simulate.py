@@ -41,7 +41,7 @@ def simulate(
         typer.Option("--set", metavar="NAME=VALUE", help="An argument of build, a Python literal; may be repeated."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How many rounds, those of earlier starts included.")] = 10,
-    clients_per_round: Annotated[int | None, typer.Option(min=1, help="Drawn each round. [default: all]")] = None,
+    clients_per_round: Annotated[int | None, typer.Option(min=1, help="Drawn each round; all, if left out.")] = None,
     seed: Annotated[int, typer.Option(help="Everything random is a function of it.")] = 0,
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Save after each round, and go on from there when started again.")

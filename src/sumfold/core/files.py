@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -144,10 +144,9 @@ def _damaged(source: str, why: str) -> CheckpointError:
 
 def write(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: write, fsync, rename, fsync of the folder."""
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -158,9 +157,8 @@ def write(path: Path, data: bytes) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise CheckpointError(
             "SF-CKPT-004",
             f"{path} could not be written: {error.strerror} ({len(data):,} bytes)",

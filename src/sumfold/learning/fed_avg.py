@@ -27,7 +27,7 @@ from sumfold.errors import user_facing
 from sumfold.keys import Key
 from sumfold.learning.hparams import readable, written
 from sumfold.learning.optimizers import Hparams, as_client_optimizer, as_optimizer
-from sumfold.learning.process import Process, batching_for
+from sumfold.learning.process import Process, batching_for, check_model
 from sumfold.learning.summary import summary
 from sumfold.learning.weighting import Weighting, as_weighting
 from sumfold.models.model import Model, Parts
@@ -107,6 +107,7 @@ def fed_avg(
         >>> float(process.get_model_weights(state).round(4)), metrics["client_work"]["train"]["num_examples"]
         (1.3, 4)
     """
+    check_model(model)
     client, server = as_client_optimizer(client_optimizer), as_optimizer(server_optimizer, "server_optimizer")
     weigh = as_weighting(weighting)
     has_statistics = bool(jax.tree.leaves(model.template.statistics))

@@ -19,7 +19,7 @@ from sumfold.core.batching import Batching
 from sumfold.core.round import Batch, Measured, Metrics, Phase, Report, Round, Task, Work
 from sumfold.errors import user_facing
 from sumfold.keys import Key
-from sumfold.learning.process import Process, batching_for
+from sumfold.learning.process import Process, batching_for, check_model
 from sumfold.learning.summary import summary
 from sumfold.models.model import Model, Parts
 from sumfold.tree import Tree
@@ -62,6 +62,7 @@ def fed_eval(model: Model, *, batching: Batching | Any = None) -> Process:
         >>> metrics["client_work"]["eval"]["loss"], metrics["client_work"]["eval"]["num_examples"]
         (1.0, 4)
     """
+    check_model(model)
 
     def init(weights: Tree, key: Key) -> Server:
         none = jnp.int32(0)

@@ -49,6 +49,21 @@ class Output(NamedTuple):
     metrics: Metrics
 
 
+def check_model(model: Any) -> None:
+    """Refuse what is no model.
+
+    Raises:
+        CompositionError: saying which adapter makes one.
+    """
+    if not isinstance(model, Model):
+        raise CompositionError(
+            "SF-COMP-028",
+            f"model is a {type(model).__name__}",
+            "a sumfold Model",
+            "make one with sf.models.from_functions, from_keras, from_flax or from_equinox",
+        )
+
+
 def batching_for(model: Model, batching: Any) -> Batching:
     """The batching of examples; a model whose examples see each other must drop short batches.
 

@@ -64,7 +64,7 @@ def from_nnx(module: Any, example: Tree, loss: Callable[[Any, Any], Any], metric
         training = key is not None
         seeds = reseeded(random, jax.random.key(0) if key is None else key)
         own = nnx.merge(graph, seeds, jax.tree.unflatten(structure, jax.tree.leaves(join(parts))))
-        own.train() if training else own.eval()
+        (own.train if training else own.eval)()
         outputs = own(x, **mode(call, training))
         if not training:
             return Applied(outputs, parts.statistics)

@@ -75,9 +75,9 @@ class KerasWeights(NamedTuple):
 def from_keras(keras_model: Any, loss: Any = None, metrics: Any = None) -> Model:
     """A model from Keras 3; weights come back as `KerasWeights`, with ``.assign_to(keras_model)``.
 
-    The loss of an example with several values (a sequence, an image) is their mean, over unmasked places. The model's
-    own losses (``kernel_regularizer``, ``add_loss``) are added in training. Seeds of dropout and its like follow from
-    the run's seed.
+    The loss of an example with several values (a sequence, an image) is their mean, over unmasked places; Keras metrics
+    count masked places like all others. The model's own losses (``kernel_regularizer``, ``add_loss``) are added in
+    training. Seeds of dropout and its like follow from the run's seed.
 
     Args:
         keras_model: a built model, whose weights of this moment are the initial ones whatever the seed; or a function

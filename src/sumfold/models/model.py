@@ -238,13 +238,17 @@ class Model:
             total = sums if total is None else tree.add(total, sums)
         assert total is not None
         return {
-            **{k: v.tolist() for k, v in jax.device_get(self.finish(total)).items()},
+            **{k: v.tolist() for k, v in jax.device_get(self._finish(total)).items()},
             "num_examples": rows,
         }
 
     @functools.cached_property
     def _predict(self) -> Callable[[Parts, Tree], Tree]:
         return jax.jit(lambda parts, x: foreign(self.apply)(parts, x, None).outputs)
+
+    @functools.cached_property
+    def _finish(self) -> Callable[[dict[str, Tree]], dict[str, Array]]:
+        return jax.jit(self.finish)
 
     @functools.cached_property
     def _measure(self) -> Callable[[Parts, Batch], dict[str, Tree]]:

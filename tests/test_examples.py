@@ -1,0 +1,50 @@
+"""The examples run as they stand, and reach what they say."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+pytestmark = pytest.mark.jax_defaults
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_example_is_tested() -> None:
+    assert {file.stem for file in EXAMPLES.glob("*.py")} == {"fed_avg", "own_round", "keras_cnn"}
+
+
+def test_fed_avg(capsys: pytest.CaptureFixture[str]) -> None:
+    history = example("fed_avg").main()
+    assert len((EXAMPLES / "fed_avg.py").read_text("utf-8").splitlines()) < 80
+    assert history.evaluations[-1]["auc"] > 0.87
+    printed = capsys.readouterr().out
+    assert "va_long_beach" in printed
+    assert "Leaves each client" in printed
+
+
+def test_own_round_is_the_pooled_answer() -> None:
+    weights = example("own_round").main()
+    np.testing.assert_allclose(weights["Simulation"], weights["Loopback"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(weights["Simulation"], weights["all rows"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_keras_cnn() -> None:
+    pytest.importorskip("keras")
+    pytest.importorskip("sklearn")
+    cnn = example("keras_cnn")
+    federated, pooled, network = cnn.main()
+    assert federated > 0.95 * pooled
+    assert pooled > 0.95
+    _, test = cnn.sf.data.digits(clients=20, alpha=0.3, seed=0)
+    x, y = test.pooled()
+    assert np.isclose((network.predict(x, verbose=0).argmax(1) == y).mean(), federated, atol=0.005)
