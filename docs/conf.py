@@ -75,7 +75,23 @@ def _keep_drawings(_app: Any, what: str, _name: str, _object: Any, _options: Any
     lines[:] = kept
 
 
+def _one_each(_app: Any, _what: str, _name: str, _object: Any, _options: Any, lines: list[str]) -> None:
+    """Two fields that a docstring describes in one entry, ``low, high: …``, get an entry each."""
+    entry = re.compile(r":(ivar|param) (\w+(?:, \w+)+): ")
+    for at in range(len(lines) - 1, -1, -1):
+        if match := entry.match(lines[at]):
+            text = lines[at][match.end() :]
+            lines[at : at + 1] = [f":{match[1]} {field}: {text}" for field in match[2].split(", ")]
+
+
+def _skip_aliases(_app: Any, _what: str, _name: str, member: Any, _skip: bool, _options: Any) -> bool | None:
+    """The fields of a named tuple are described in its docstring; Python's "Alias for field number" says nothing."""
+    return True if str(getattr(member, "__doc__", "")).startswith("Alias for field number") else None
+
+
 def setup(app: Any) -> None:
-    """Connect the two hooks above."""
+    """Connect the hooks above."""
+    app.connect("autodoc-process-docstring", _one_each, priority=900)  # after napoleon
+    app.connect("autodoc-skip-member", _skip_aliases)
     app.connect("source-read", _fill)
     app.connect("autodoc-process-docstring", _keep_drawings)

@@ -48,10 +48,7 @@ def error_catalog() -> str:
             importlib.import_module(module.name)  # a module may add its own codes
     from sumfold.errors import CATALOG
 
-    rows = [
-        f"| `{code}` | {_cell(cause)} | {_cell(remedy)} |"
-        for code, (cause, remedy) in sorted(CATALOG.items())
-    ]
+    rows = [f"| `{code}` | {_cell(cause)} | {_cell(remedy)} |" for code, (cause, remedy) in sorted(CATALOG.items())]
     return "\n".join(["| code | cause | remedy |", "|---|---|---|", *rows])
 
 
@@ -105,11 +102,7 @@ def _exports(module: types.ModuleType) -> dict[str, Any]:
 def _directive(value: object) -> str:
     if isinstance(value, type):
         return "autoexception" if issubclass(value, BaseException) else "autoclass"
-    return (
-        "autofunction"
-        if isinstance(value, types.FunctionType) or hasattr(value, "__wrapped__")
-        else "autodata"
-    )
+    return "autofunction" if isinstance(value, types.FunctionType) or hasattr(value, "__wrapped__") else "autodata"
 
 
 def _first_line(value: object) -> str:

@@ -471,7 +471,7 @@ CATALOG["SF-WIRE-010"] = Entry(
     "An assignment names another plan or phase than the client has loaded.", "Fetch the plan that the assignment names."
 )
 CATALOG["SF-WIRE-011"] = Entry(
-    "A plan's programs do not load or have other types than its manifest states.",
+    "A plan's programs are not those that its manifest states.",
     "Do not run it; ask the server for a new one.",
 )
 
@@ -493,4 +493,7 @@ CATALOG["SF-CLI-007"] = Entry(
 CATALOG["SF-CLI-008"] = Entry(
     "The job's function returned something else than a job.",
     "Return (process, train) or (process, train, test).",
+)
+CATALOG["SF-WIRE-012"] = Entry(
+    "A plan was damaged: its programs or its batching do not load.", "Do not run it; ask the server for a new one."
 )

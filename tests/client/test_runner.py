@@ -6,8 +6,6 @@ import msgspec
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import sumfold as sf
 from sumfold import keys, tree
@@ -90,7 +88,7 @@ def test_an_assignment_of_another_plan(runner, changes):
 
 
 def test_an_assignment_with_other_arrays(runner):
-    data = codec.encode(Assignment(runner.id, 0, 0, (0, 0), 5), [np.zeros(3, np.float32), np.int32(0)])
+    data = codec.encode(Assignment(runner.id, 0, 0, (0, 0), 5), [np.zeros(3, np.float32), np.zeros((), np.int32)])
     with pytest.raises(sf.WireError, match=r"float32\[3\]; needed: float32\[2\].*SF-WIRE-008"):
         runner.run(data, (X, Y))
 
@@ -141,12 +139,17 @@ def test_a_changed_plan_has_another_name(plan, runner):
         other.run(assignment(runner), (X, Y))
 
 
-@given(st.integers(0, 10**9), st.integers(0, 7))
-@settings(max_examples=25, deadline=None)
-def test_flipped_bits_give_a_wire_error_or_another_name(plan, at, bit):
-    damaged = bytearray(plan)
-    damaged[at % len(plan)] ^= 1 << bit
-    try:
-        assert Runner(bytes(damaged)).id != Runner(plan).id
-    except sf.WireError:
-        pass
+def test_a_flipped_bit_gives_a_wire_error_or_another_name(plan, runner):
+    draw = np.random.default_rng(3)
+    refused = 0
+    for _ in range(12):
+        damaged = bytearray(plan)
+        damaged[int(draw.integers(len(plan)))] ^= 1 << int(draw.integers(8))
+        try:
+            other = Runner(bytes(damaged))
+        except sf.WireError:
+            refused += 1
+        else:
+            with pytest.raises(sf.WireError, match=r"SF-WIRE-010"):
+                other.run(assignment(runner), (X, Y))
+    assert refused < 12

@@ -25,8 +25,8 @@ def init(key):
 
 def a_secret_architecture(params, x, key=None):
     """Nobody may read this docstring."""
-    hidden_invention = jnp.tanh(x @ params["w"])  # nobody may read this comment
-    return hidden_invention
+    hidden_invention = x @ params["w"]  # nobody may read this comment
+    return jnp.tanh(hidden_invention)
 
 
 @jax.jit

@@ -52,7 +52,16 @@ class Runner:
     def __init__(self, plan: bytes) -> None:
         self.id = content_id(plan)
         self.manifest, _ = codec.decode(plan, PlanManifest, lambda _: ())
-        programs = {name: export.deserialize(bytearray(code)) for name, code in self.manifest.programs.items()}
+        try:
+            self.batching = Batching(*self.manifest.batching)
+            programs = {name: export.deserialize(bytearray(code)) for name, code in self.manifest.programs.items()}
+        except Exception as error:  # what a decoder meets in a peer's bytes, it raises
+            raise WireError(
+                "SF-WIRE-012",
+                f"a plan that does not load: {type(error).__name__}: {error}",
+                "programs that export_plan serialised, and a possible batching",
+                "do not run this plan; ask the server for a new one",
+            ) from error
         _check_types(self.manifest, programs)
         self.call: dict[str, Callable[..., Any]] = {name: jax.jit(p.call) for name, p in programs.items()}
 
@@ -119,7 +128,7 @@ class Runner:
         return plan(
             np.array([rows], np.int64),
             np.array([head.client], np.uint32),
-            Batching(*self.manifest.batching),
+            self.batching,
             np.array(head.seed, np.uint32),
             head.round,
         )
@@ -137,12 +146,15 @@ def _check_types(manifest: PlanManifest, programs: dict[str, export.Exported]) -
             [*manifest.upload, *manifest.keeping, Spec("", (), "bool"), Spec("", (), "bool")],
         ),
     }
-    for name, program in programs.items():
-        inputs, outputs = expected.get(name, ([], []))
-        if not (leaves_match(inputs, program.in_avals) and leaves_match(outputs, program.out_avals)):
+    if not manifest.batch:
+        del expected["step"]
+    for name in expected.keys() | programs.keys():
+        program, (inputs, outputs) = programs.get(name), expected.get(name, ([], []))
+        known = program is not None and name in expected
+        if not (known and leaves_match(inputs, program.in_avals) and leaves_match(outputs, program.out_avals)):
             raise WireError(
                 "SF-WIRE-011",
-                f"a plan whose program {name!r} has other types than its manifest",
-                "programs of the stated types",
+                f"a plan whose program {name!r} is missing, unknown or of other types than its manifest says",
+                "the programs that the manifest states, and no other",
                 "do not run this plan; ask the server for a new one",
             )

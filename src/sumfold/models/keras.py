@@ -162,7 +162,7 @@ def on_jax() -> Any:
     except ModuleNotFoundError as error:
         if error.name == "keras":
             raise missing_extra("keras", "keras") from None
-        raise other_backend(str(error.name)) from error
+        raise other_backend(str(error.name)) from None
     if keras.backend.backend() != "jax":
         raise other_backend(keras.backend.backend())
     return keras
