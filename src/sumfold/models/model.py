@@ -284,7 +284,7 @@ class Model:
                 "SF-TYPE-002",
                 f"{self.name} failed on a batch of x {describe(x)} and y {describe(y)}: {_first_line(error)}",
                 "examples of the shapes that the model and its loss take",
-                "compare the model's input with the data; the error below is the model's own",
+                "compare the model's input with the data; the model's own error is shown before this one",
             ) from error
         return seen[0]
 
