@@ -89,9 +89,17 @@ def _skip_aliases(_app: Any, _what: str, _name: str, member: Any, _skip: bool, _
     return True if str(getattr(member, "__doc__", "")).startswith("Alias for field number") else None
 
 
+def _short_defaults(
+    _app: Any, _what: str, _name: str, _object: Any, _options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """A default that only Python can print, ``<function …>``, is shown as dots, so that the rest can be read."""
+    return signature and re.sub(r"= <[^,)]*>(?=[,)])", "= ...", signature), returns
+
+
 def setup(app: Any) -> None:
     """Connect the hooks above."""
     app.connect("autodoc-process-docstring", _one_each, priority=900)  # after napoleon
     app.connect("autodoc-skip-member", _skip_aliases)
+    app.connect("autodoc-process-signature", _short_defaults)
     app.connect("source-read", _fill)
     app.connect("autodoc-process-docstring", _keep_drawings)

@@ -44,8 +44,10 @@ def export(process=PROCESS, batch=4, platforms=None):
     phase = process.round.phases[0]
     public = {part: stage.share(state.stages[0][part]) for part, stage in phase.aggregate.items()}
     briefing = Briefing(phase.broadcast(state.algorithm, keys.typed(state.seed)), public)
-    x = (tree.shape((batch, 3), "float32"), tree.shape((batch,), "float32"))
-    shapes = sf.Batch(x, tree.shape((batch,), "bool")) if batch else None
+    shapes = None
+    if batch:
+        x = (tree.shape((batch, 3), "float32"), tree.shape((batch,), "float32"))
+        shapes = sf.Batch(x, tree.shape((batch,), "bool"))
     return export_plan(process.round, 0, briefing, (), shapes, platforms)
 
 

@@ -136,7 +136,7 @@ def accuracy(outputs: Array, y: Array) -> Array:
         labels = y.argmax(-1) if y.ndim == outputs.ndim and y.shape[-1] == outputs.shape[-1] else y
         hits = outputs.argmax(-1) == labels.reshape(outputs.shape[:-1]).astype(jnp.int32)
     else:
-        hits = (outputs.reshape(outputs.shape[:1]) > 0) == (y.reshape(outputs.shape[:1]) > 0.5)
+        hits = (outputs.reshape(outputs.shape[:1]) > 0) == (y.reshape(outputs.shape[:1]).astype(jnp.float32) > 0.5)
     return hits.astype(jnp.float32).reshape(len(outputs), -1).mean(-1)
 
 
@@ -179,7 +179,7 @@ def auc_histogram(bins: int = 2048) -> Metric:
             scores = scores[:, 1] - scores[:, 0]
         scores = one_per_example(scores, weight, "the model, for a two-class AUC,")
         place = jnp.floor((scores / (1 + jnp.abs(scores)) + 1) / 2 * bins).astype(jnp.int32).clip(0, bins - 1)
-        label = (jnp.asarray(y).reshape(weight.shape) > 0.5).astype(jnp.int32)
+        label = (jnp.asarray(y).reshape(weight.shape).astype(jnp.float32) > 0.5).astype(jnp.int32)
         finite = jnp.where(jnp.isfinite(scores), weight, jnp.nan)  # a score that is no number must not pass unseen
         return jnp.zeros((2, bins), jnp.float32).at[label, place].add(jnp.where(weight > 0, finite, 0))
 
@@ -188,7 +188,7 @@ def auc_histogram(bins: int = 2048) -> Metric:
         below = jnp.cumsum(negative) - negative
         pairs = negative.sum() * positive.sum()
         won = (positive * (below + negative / 2)).sum()
-        return jnp.where(pairs > 0, won / jnp.where(pairs > 0, pairs, 1), 0)
+        return jnp.where(pairs == 0, 0, won / jnp.where(pairs == 0, 1, pairs))  # not a number stays so
 
     return Metric(np.zeros((2, bins), np.float32), measure, finish)
 

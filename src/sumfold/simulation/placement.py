@@ -24,6 +24,8 @@ __all__ = ["Placement", "room"]
 _SMALL = 64 << 20
 """Bytes of examples below which spare rows are cheap."""
 
+_FEW = 1 << 18  # row numbers, 1 MB: so much room is always affordable
+
 _GENEROUS = 8
 """How many times the needed steps may be reserved, four bytes a row."""
 
@@ -156,13 +158,14 @@ def _reserve(layout: _Layout, data: ClientData, batching: Batching, width: int, 
 
     Where a few huge clients would make that room many times too large, it grows by doubling instead.
     """
-    known = layout.room.get((width, cohort), 0)
+    known, needed = layout.room.get((width, cohort), 0), max(needed, 1)
     if needed > known:
         if data.batch_sizes is not None:
             steps = np.array([len(sizes) for sizes in data.batch_sizes], np.int64)
         else:
             counts = np.asarray(data.counts)
             steps = batching.steps(counts[counts <= width] if batching.size is None else counts)
-        most = int(np.sort(steps)[-cohort:].sum())
-        layout.room[width, cohort] = room(most if most <= _GENEROUS * needed else max(needed, 2 * known))
-    return layout.room.get((width, cohort), 1)
+        most = int(np.sort(steps)[max(len(steps) - cohort, 0) :].sum())
+        affordable = most <= _GENEROUS * needed or most * width <= _FEW
+        layout.room[width, cohort] = room(most if affordable else max(needed, 2 * known))
+    return layout.room[width, cohort]
