@@ -1,4 +1,4 @@
-"""Sumfold: federated learning, written once, simulated fast, deployed with the same numbers.
+"""Sumfold: federated learning; an algorithm is written once, simulated fast, and exported for real clients.
 
 Names resolve on first use, so ``import sumfold`` loads neither JAX nor any framework, server or plotting code.
 """

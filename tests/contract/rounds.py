@@ -220,13 +220,16 @@ def top_k(k=1):
 
 
 def median():
-    """The coordinate-wise median (Yin et al. 2018, Algorithm 1): needs individuals."""
+    """The coordinate-wise median (Yin et al. 2018, Algorithm 1) of the clients that weigh something: needs individuals."""
+
+    def encode(public, memory, given, key):
+        return jnp.where(given.weight > 0, given.value, jnp.nan), memory
 
     def decode(state, stacked, key):
         present = stacked.present.reshape(-1, *[1] * (stacked.values.ndim - 1))
         return jnp.nanmedian(jnp.where(present, stacked.values, jnp.nan), axis=0), state, {}
 
-    return Stage(lambda p, m, given, key: (given.value, m), decode, group=stack)
+    return Stage(encode, decode, group=stack)
 
 
 def fixed_point(bits=16):

@@ -36,7 +36,7 @@ def sumfold(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Federated learning: written once, simulated fast, deployed with the same numbers.
+    """Federated learning: written once, simulated fast, exported for real clients.
 
     Start with: sumfold demo
     """

@@ -150,8 +150,12 @@ def _check_types(manifest: PlanManifest, programs: dict[str, export.Exported]) -
         del expected["step"]
     for name in expected.keys() | programs.keys():
         program, (inputs, outputs) = programs.get(name), expected.get(name, ([], []))
-        known = program is not None and name in expected
-        if not (known and leaves_match(inputs, program.in_avals) and leaves_match(outputs, program.out_avals)):
+        if (
+            program is None
+            or name not in expected
+            or not leaves_match(inputs, program.in_avals)
+            or not leaves_match(outputs, program.out_avals)
+        ):
             raise WireError(
                 "SF-WIRE-011",
                 f"a plan whose program {name!r} is missing, unknown or of other types than its manifest says",

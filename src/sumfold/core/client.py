@@ -123,7 +123,8 @@ def client_half(phase: Phase) -> ClientHalf:
     def finish(start: Start, carry: Tree, key: Key) -> tuple[Upload, Keeping]:
         key = keys.at_finish(key)
         report = work.finish(task(start), carry, key)
-        finite = tree.all_finite([{p: c.value for p, c in report.parts.items()}, report.metrics])
+        values = {part: contribution.value for part, contribution in report.parts.items()}
+        finite = tree.all_finite([values, report.metrics, report.memory, report.kept])
         weights = [jnp.asarray(c.weight, jnp.float32) for c in report.parts.values()]
         valid = jnp.stack([jnp.isfinite(w) & (w >= 0) for w in weights]).all() if weights else jnp.asarray(True)
         counted = finite & valid

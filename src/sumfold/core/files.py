@@ -198,8 +198,10 @@ def _describe(node: Any, path: tuple[Any, ...], arrays: dict[str, NDArray[Any]])
     pairs, structure = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda inner: inner is not node)
     if not jax.tree_util.treedef_is_leaf(structure):
         # A module may hold functions beside its arrays; they are code, which no file brings back.
-        words = [(name(key), None if callable(value) and not hasattr(value, "dtype") and not _is_node(value) else value)
-                 for key, value in pairs]
+        words = [
+            (name(key), None if callable(value) and not hasattr(value, "dtype") and not _is_node(value) else value)
+            for key, value in pairs
+        ]
         return {"record": type(node).__name__, "fields": [[key, child(key, value)] for key, value in words]}
     return _leaf(node, path, arrays)
 

@@ -92,7 +92,7 @@ def modular(modulus: int) -> Group:
     full = modulus == 2**32
 
     def plus(a: Tree, b: Tree) -> Tree:
-        # uint32 addition wraps at 2**32 by itself; below 2**31 two residues cannot wrap before the reduction.
+        # uint32 addition wraps at 2**32 by itself; for a smaller modulus x + y could wrap before it is reduced.
         if full:
             return tree.add(a, b)
         gap = jnp.uint32(modulus)

@@ -129,7 +129,7 @@ class Measured(NamedTuple):
         sums: the sum over counted clients of `Report.metrics`.
         num_clients: int32[], clients that were counted.
         num_non_finite_clients: int32[], clients left out, in this phase or an earlier one of the round, because a
-            number of theirs was not finite.
+            number of theirs was not finite: in a part, a metric, the memory or what they keep.
 
     Example:
         >>> Measured(sums={"loss": 2.0}, num_clients=2, num_non_finite_clients=0).num_clients

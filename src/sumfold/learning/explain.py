@@ -22,11 +22,11 @@ from sumfold.tree import Spec, Tree
 __all__ = ["explain"]
 
 _SUMS = {
-    "add": "the sum over clients",
-    "modular": "the sum over clients, modulo an integer",
-    "min": "the smallest over clients",
-    "max": "the largest over clients",
-    "fold": "a fold over clients",
+    "add": "only the sum over clients",
+    "modular": "only the sum over clients, modulo an integer",
+    "min": "only the smallest over clients",
+    "max": "only the largest over clients",
+    "fold": "only a fold over clients",
     "stack": "EVERY CLIENT'S OWN VALUE: this rule needs individuals",
 }
 
@@ -74,9 +74,9 @@ def _phase(
     lines += ["", _title("Leaves each client", (upload.parts, upload.metrics))]
     for part, stage in phase.aggregate.items():
         group = (stage.group or add).kind
-        lines += [f"  part {part!r}: the server learns {_SUMS[group]} ({group}); {_bounds(stage)}"]
+        lines += [f"  part {part!r}: the algorithm uses {_SUMS[group]} ({group}); {_bounds(stage)}"]
         lines += _rows(tree.specs(upload.parts[part]), indent=4)
-    lines += ["  metrics: the server learns the sum over clients; no bound"]
+    lines += ["  metrics: the algorithm uses only the sum over clients; no bound"]
     lines += _rows(tree.specs(upload.metrics), indent=4)
     lines += ["  and two flags: whether every number is finite, and every weight valid"]
     lines += ["  no row, and nothing else: a client that is not finite sends only the flags"]

@@ -52,7 +52,7 @@ class History:
 
     @property
     def first(self) -> int:
-        """The number of the round of ``metrics[0]``: 0, unless the run began with a later state."""
+        """The number of the round that ``metrics[0]`` is of; 0, unless the run began with a later state."""
         return int(self.state.round) - len(self.metrics)
 
     @user_facing

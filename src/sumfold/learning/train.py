@@ -340,7 +340,8 @@ def _listeners(callbacks: Any, evaluate: Any) -> list[Callback]:
 def _numbers(history: History) -> str:
     """The numbers of the last round and the last evaluation, in words."""
     trained = headline(history.metrics[-1])
-    evaluated = scalars(history.evaluations[-1]) if history.evaluations else {}
+    last = history.evaluations[-1] if history.evaluations else {}
+    evaluated = scalars(last) if last.get("round") == int(history.state.round) - 1 else {}
     groups = [("", trained), ("evaluation: ", evaluated)]
     return "  ".join(
         title + "  ".join(f"{name} {value:.4g}" for name, value in group.items()) for title, group in groups if group

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from sumfold import keys, tree
 from sumfold.core.client import Briefing, ClientHalf, Start, client_half
 from sumfold.core.group import add
 from sumfold.core.round import Batch, Round
+from sumfold.errors import CompositionError
 from sumfold.tree import Spec, Tree
 from sumfold.wire import codec
 from sumfold.wire.messages import PlanManifest
@@ -66,6 +67,7 @@ def export_plan(
             name: export.export(jax.jit(programs[name]), platforms=platforms)(*map(jax.tree.leaves, given))
             for name, given in inputs.items()
         }
+        serialised = _serialised(exported)
     upload, keeping = jax.eval_shape(lambda s, c, k: half.finish(s, c, keys.typed(k)), start, carry, key)
     stages, b = round.phases[phase].aggregate, round.phases[phase].work.batching
     manifest = PlanManifest(
@@ -80,9 +82,21 @@ def export_plan(
         keeping=tree.specs(keeping),
         groups={part: (stage.group or add).kind for part, stage in stages.items()},
         batching=(b.size, b.epochs, b.shuffle, b.max_steps, b.drop_remainder),
-        programs={name: bytes(e.serialize()) for name, e in exported.items()},
+        programs=serialised,
     )
     return codec.encode(manifest)
+
+
+def _serialised(exported: Mapping[str, export.Exported]) -> dict[str, bytes]:
+    try:
+        return {name: bytes(program.serialize()) for name, program in exported.items()}
+    except NotImplementedError as error:
+        raise CompositionError(
+            "SF-COMP-029",
+            f"client work that calls back into Python ({error})",
+            "an array program that can be sent to a client",
+            "take jax.debug.print, pure_callback and io_callback out of the model, loss and metrics",
+        ) from error
 
 
 @contextlib.contextmanager
