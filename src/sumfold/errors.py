@@ -260,6 +260,18 @@ CATALOG["SF-COMP-025"] = Entry(
 CATALOG["SF-COMP-026"] = Entry(
     "Weights were asked of an algorithm that trains no model.", "Read its result from the state or the metrics."
 )
+CATALOG["SF-COMP-027"] = Entry(
+    "A schedule decides by Python's if, int or float on the round, which is traced.",
+    "Write it as arithmetic: jnp.where(round < 10, 0.1, 0.01), or a schedule of optax.",
+)
+CATALOG["SF-COMP-028"] = Entry(
+    "An algorithm was given something that is no model.",
+    "Make a model with from_functions, from_keras, from_flax or from_equinox.",
+)
+CATALOG["SF-COMP-029"] = Entry(
+    "The client's work calls back into Python, so it cannot be sent as an array program.",
+    "Take jax.debug.print, pure_callback and io_callback out of the model, loss and metrics.",
+)
 CATALOG["SF-COMP-030"] = Entry(
     "moments was asked for fewer than one column.", "Pass the number of columns, x.shape[1]."
 )

@@ -24,7 +24,8 @@ __all__ = ["Placement", "room"]
 _SMALL = 64 << 20
 """Bytes of examples below which spare rows are cheap."""
 
-_FEW = 1 << 18  # row numbers, 1 MB: so much room is always affordable
+_FEW = 1 << 18
+"""Row numbers that may always be reserved: one megabyte."""
 
 _GENEROUS = 8
 """How many times the needed steps may be reserved, four bytes a row."""
@@ -131,7 +132,7 @@ class Placement:
         cohort: int,
     ) -> Clients:
         steps_room = _reserve(layout, data, batching, width, cohort, len(made.rows))
-        index = np.full((steps_room, made.rows.shape[1]), -1, np.int32)
+        index = np.full((steps_room, width), -1, np.int32)
         first = np.repeat(np.asarray(data.starts)[at], made.steps)[:, None]
         rows = np.where(made.rows >= 0, made.rows + first, 0)
         if data.order is not None:
