@@ -220,7 +220,7 @@ def top_k(k=1):
 
 
 def median():
-    """The coordinate-wise median (Yin et al. 2018, Algorithm 1) of the clients that weigh something: needs individuals."""
+    """The coordinate-wise median (Yin et al. 2018, Algorithm 1) of clients that weigh something; needs individuals."""
 
     def encode(public, memory, given, key):
         return jnp.where(given.weight > 0, given.value, jnp.nan), memory

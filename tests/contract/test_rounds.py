@@ -93,7 +93,7 @@ def test_a_runtime_refuses_a_sum_that_it_does_not_offer():
             return frozenset({"modular"})
 
     p = process(lambda: rounds.fed_avg_with(rounds.median(), "median")).on(Secure())
-    with pytest.raises(sf.CompositionError, match="needs the group 'stack'.*'modular'"):
+    with pytest.raises(sf.CompositionError, match=r"needs the group 'stack'.*'modular'"):
         p.next(p.initialize(), ragged())
 
 

@@ -134,7 +134,7 @@ def test_numbers_and_jax_arrays_become_numpy(path):
         ({(1, 2): np.ones(1)}, r"the key \(1, 2\)"),
         ({None: np.ones(1)}, "the key None"),
     ],
-    ids=str,
+    ids=["str", "object", "key", "complex128", "dates", "tuple key", "none key"],
 )
 def test_what_cannot_be_saved_is_refused_before_anything_is_written(path, bad, word):
     with pytest.raises(sf.TypeMismatchError, match=rf"{word}.*SF-TYPE-003"):
@@ -237,7 +237,7 @@ def full_disk(*args, **kwargs):
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("fails", ["os.fsync", "os.replace", "tempfile.NamedTemporaryFile"])
+@pytest.mark.parametrize("fails", ["os.fsync", "os.replace", "builtins.open"])
 def test_a_disk_that_fills_up_loses_nothing(path, monkeypatch, fails):
     sf.save(path, {"w": np.ones(3)})
     before = path.read_bytes()
