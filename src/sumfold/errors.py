@@ -211,6 +211,26 @@ CATALOG["SF-CKPT-016"] = Entry(
     "A checkpoint or its history is damaged.", "Nothing: an older one is used if there is one."
 )
 
+CATALOG["SF-CLI-001"] = Entry(
+    "The folder for results cannot be made or written to.", "Name another folder with --out, or free its place."
+)
+CATALOG["SF-CLI-002"] = Entry("The job's file does not exist.", "Check the path before the colon.")
+CATALOG["SF-CLI-003"] = Entry("A setting is not name=value.", "Write for example --set learning_rate=0.1.")
+CATALOG["SF-CLI-004"] = Entry(
+    "The job's function has no parameter of this name.", "Use one of the names that the message lists."
+)
+CATALOG["SF-CLI-005"] = Entry(
+    "A parameter of the job's function has no default and no value.", "Give it one with --set name=value."
+)
+CATALOG["SF-CLI-006"] = Entry("The job is not a Python file.", "Give the file a name that ends in .py.")
+CATALOG["SF-CLI-007"] = Entry(
+    "The job's file has no function of this name.", "Define build(), or name the function as JOB.py:NAME."
+)
+CATALOG["SF-CLI-008"] = Entry(
+    "The job's function returned something else than a job.",
+    "Return (process, train) or (process, train, test).",
+)
+
 CATALOG["SF-COMP-001"] = Entry(
     "A number of a Batching is not a whole number of at least 1.", "Pass whole numbers; a full batch is size=None."
 )
@@ -485,26 +505,6 @@ CATALOG["SF-WIRE-010"] = Entry(
 CATALOG["SF-WIRE-011"] = Entry(
     "A plan's programs are not those that its manifest states.",
     "Do not run it; ask the server for a new one.",
-)
-
-CATALOG["SF-CLI-001"] = Entry(
-    "The folder for results cannot be made or written to.", "Name another folder with --out, or free its place."
-)
-CATALOG["SF-CLI-002"] = Entry("The job's file does not exist.", "Check the path before the colon.")
-CATALOG["SF-CLI-003"] = Entry("A setting is not name=value.", "Write for example --set learning_rate=0.1.")
-CATALOG["SF-CLI-004"] = Entry(
-    "The job's function has no parameter of this name.", "Use one of the names that the message lists."
-)
-CATALOG["SF-CLI-005"] = Entry(
-    "A parameter of the job's function has no default and no value.", "Give it one with --set name=value."
-)
-CATALOG["SF-CLI-006"] = Entry("The job is not a Python file.", "Give the file a name that ends in .py.")
-CATALOG["SF-CLI-007"] = Entry(
-    "The job's file has no function of this name.", "Define build(), or name the function as JOB.py:NAME."
-)
-CATALOG["SF-CLI-008"] = Entry(
-    "The job's function returned something else than a job.",
-    "Return (process, train) or (process, train, test).",
 )
 CATALOG["SF-WIRE-012"] = Entry(
     "A plan was damaged: its programs or its batching do not load.", "Do not run it; ask the server for a new one."

@@ -137,7 +137,7 @@ def check_round(round: Round, params: Tree, examples: Tree) -> str:
         >>> model = sf.models.from_functions(lambda key: jnp.zeros(2), lambda w, x: x @ w, lambda o, y: (o - y) ** 2)
         >>> process = sf.learning.fed_avg(model, optax.sgd(0.1))
         >>> print(check_round(process.round, jnp.zeros(2), (np.ones((4, 2)), np.ones(4))))
-        phase 0: 3 arrays@server -> 2 arrays@clients -> update: 2 arrays Σ add -> 3 arrays@server
+        phase 0: 2 arrays@server -> 2 arrays@clients -> update: 2 arrays Σ add -> 2 arrays@server
     """
     state = begin(round, params, 0)
     lines: list[str] = []

@@ -128,3 +128,13 @@ def test_the_configuration_is_restored(plan):
 def test_any_batching_can_be_sent(size):
     process = sf.learning.fed_avg(PROCESS.model, optax.sgd(0.1), batching=sf.Batching(size=size, max_steps=np.int32(3)))
     assert Runner(export(process)).manifest.batching == (size, 1, True, 3, False)
+
+
+def test_work_that_calls_back_into_python_cannot_be_sent():
+    def predict(params, x):
+        jax.debug.print("{}", x.sum())
+        return x @ params["w"]
+
+    talking = sf.learning.fed_avg(sf.models.from_functions(init, predict, squared_difference), optax.sgd(0.1))
+    with pytest.raises(sf.CompositionError, match=r"calls back into Python.*jax\.debug\.print.*SF-COMP-029"):
+        export(talking)

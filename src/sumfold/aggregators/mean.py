@@ -28,11 +28,12 @@ def mean() -> Stage:
     Source: McMahan et al. 2017, Algorithm 1 (last line).
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
+        >>> key = jax.random.key(0)
         >>> stage = mean()
-        >>> a, _ = stage.encode((), (), Contribution(jnp.float32(1.0), jnp.float32(1)), None)
-        >>> b, _ = stage.encode((), (), Contribution(jnp.float32(3.0), jnp.float32(3)), None)
-        >>> result, _, _ = stage.decode((), tree.add(a, b), None)
+        >>> a, _ = stage.encode((), (), Contribution(jnp.float32(1.0), jnp.float32(1)), key)
+        >>> b, _ = stage.encode((), (), Contribution(jnp.float32(3.0), jnp.float32(3)), key)
+        >>> result, _, _ = stage.decode((), tree.add(a, b), key)
         >>> float(result)
         2.5
     """

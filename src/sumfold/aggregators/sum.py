@@ -16,8 +16,8 @@ def sum() -> Stage:
     """The sum Σ value over the clients whose weight is not 0.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> value, _ = sum().encode((), (), Contribution(jnp.float32(2.0), jnp.float32(9)), None)
+        >>> import jax, jax.numpy as jnp
+        >>> value, _ = sum().encode((), (), Contribution(jnp.float32(2.0), jnp.float32(9)), jax.random.key(0))
         >>> float(value)
         2.0
     """

@@ -8,9 +8,20 @@ Everything except Σ is a pure function of arrays, so an *algorithm* is a record
 
     server      state ──broadcast──▶ message ─ ─ ─ ─ ─ ─ ─ ─ ─┐                ┌──decode──▶ results ──finalize──▶ state'
                                                               ▼                │
-    each client                      init ──▶ step* ──▶ finish ──▶ encode ─ ─ Σ       (only this crosses the network)
+    each client                      init ──▶ step* ──▶ finish ──▶ encode ─ ─ Σ       (─ ─ crosses the network)
                                       ▲ memory, kept, rows       │
-                                      └───────── memory' ◀───────┘            (never sent)
+                                      └──── memory', kept' ◀─────┘            (never sent)
+
+A report has named *parts*; each is a `Contribution(value, weight)` and goes through a `Stage` of its own: `encode`
+on the client (the mean's gives weight · value, and weight), Σ, `decode` on the server (the mean's divides the two
+sums). Stages chain: ``aggregator=chain(clip, mean())`` encodes first to last and decodes last to first. Metrics are
+sums and add up too.
+
+Who counts: a client whose report holds a number that is not finite is left out of every sum, is counted as
+non-finite, and keeps its old memory. A weight that is negative or not finite, of a client that is finite, is an
+error after the round. All others are counted, also with weight 0 (a client without rows): they add nothing to a
+weighted sum. Where nobody adds anything the mean is 0/0, not finite, and an algorithm's `finalize` leaves its state
+as it was.
 """
 
 from __future__ import annotations
@@ -74,7 +85,7 @@ class Report(NamedTuple):
     Attributes:
         parts: name -> `Contribution(value, weight)`; each part has its own weight and its own stage.
         metrics: tree of sums over examples: numbers that add up over clients (a mean is two sums).
-        memory: the client's tree for its next round; kept only if the contribution is counted.
+        memory: the client's tree for its next round; committed only if the client is counted.
         kept: a tree for this round's next phase.
 
     Example:

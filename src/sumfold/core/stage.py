@@ -115,7 +115,7 @@ def chain(*stages: Stage) -> Stage:
     Example:
         >>> import jax.numpy as jnp
         >>> half = Stage(lambda p, m, v, k: (v * 0.5, m), lambda s, t, k: (t * 2.0, s, {}))
-        >>> float(chain(half, half).encode(((), ()), ((), ()), jnp.float32(4), None)[0])
+        >>> float(chain(half, half).encode(((), ()), ((), ()), jnp.float32(4), jax.random.key(0))[0])
         1.0
     """
     if not stages:
@@ -155,4 +155,4 @@ def chain(*stages: Stage) -> Stage:
 
 
 def _fold(key: Key, i: int) -> Key:
-    return key if key is None else jax.random.fold_in(key, i)
+    return jax.random.fold_in(key, i)

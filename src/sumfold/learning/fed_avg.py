@@ -82,7 +82,8 @@ def fed_avg(
         server_optimizer: an optax transform or a Keras optimizer; its gradient is the negative mean client change, so
             ``optax.sgd(1.0)`` is plain FedAvg.
         weighting: ``"examples"``, ``"uniform"``, or ``fn(client's metrics) -> weight``.
-        aggregator: the stage of the part ``update``; default `sumfold.aggregators.mean`.
+        aggregator: the stage of the part ``update``, which is w − w_k; default `sumfold.aggregators.mean`. The
+            statistics of normalisation layers are a part of their own, ``statistics``, always under the mean.
         batching: default `Batching()` for examples; ready-made batches are used as they are.
 
     Raises:
@@ -104,7 +105,7 @@ def fed_avg(
         >>> state = process.initialize(seed=0)
         >>> clients = [(np.ones(1), 2 * np.ones(1)), (2 * np.ones(3), 4 * np.ones(3))]
         >>> state, metrics = process.next(state, clients)
-        >>> float(process.get_model_weights(state).round(4)), metrics["client_work"]["train"]["num_examples"]
+        >>> round(float(process.get_model_weights(state)), 4), metrics["client_work"]["train"]["num_examples"]
         (1.3, 4)
     """
     check_model(model)
@@ -122,7 +123,7 @@ def fed_avg(
     # each client: w_k ← ClientOpt(w_k, ∇ loss(w_k; b)) for every batch b
 
     def begin(task: Task, key: Key) -> Local:
-        (trainable, statistics, _), hparams, round = task.message
+        (trainable, statistics, _constants), hparams, round = task.message
         optimizer = client.init(trainable, hparams, round)
         return Local(trainable, statistics, optimizer, model.zero(), jnp.int32(0), jnp.int32(0))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -63,11 +63,7 @@ def export_plan(
     if batch is not None:
         inputs["step"] = (start, carry, batch, key, number)
     with _no_source_locations():
-        exported = {
-            name: export.export(jax.jit(programs[name]), platforms=platforms)(*map(jax.tree.leaves, given))
-            for name, given in inputs.items()
-        }
-        serialised = _serialised(exported)
+        serialised = {name: _serialised(programs[name], given, platforms) for name, given in inputs.items()}
     upload, keeping = jax.eval_shape(lambda s, c, k: half.finish(s, c, keys.typed(k)), start, carry, key)
     stages, b = round.phases[phase].aggregate, round.phases[phase].work.batching
     manifest = PlanManifest(
@@ -87,9 +83,10 @@ def export_plan(
     return codec.encode(manifest)
 
 
-def _serialised(exported: Mapping[str, export.Exported]) -> dict[str, bytes]:
+def _serialised(program: Callable[..., Any], given: Sequence[Tree], platforms: Sequence[str] | None) -> bytes:
     try:
-        return {name: bytes(program.serialize()) for name, program in exported.items()}
+        exported = export.export(jax.jit(program), platforms=platforms)(*map(jax.tree.leaves, given))
+        return bytes(exported.serialize())
     except NotImplementedError as error:
         raise CompositionError(
             "SF-COMP-029",
