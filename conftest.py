@@ -3,7 +3,9 @@
 It lies beside both `src` and `tests`, because pytest reads a conftest for the folders below it only.
 """
 
+import importlib
 import os
+import pkgutil
 import sys
 from pathlib import Path
 
@@ -24,3 +26,9 @@ from jaxtyping import install_import_hook
 
 # From here on every function of Sumfold checks its annotations, shapes and dtypes included, when called.
 install_import_hook("sumfold", "beartype.beartype")
+
+# pytest imports the files whose docstrings it runs. A module that is loaded already is taken as it is; otherwise
+# pytest would put it in its package's namespace, where a function of the same name belongs (learning.fed_avg).
+for module in pkgutil.walk_packages(importlib.import_module("sumfold").__path__, "sumfold."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)

@@ -300,6 +300,10 @@ CATALOG["SF-COMP-031"] = Entry(
     "Return the same structure; cast with astype.",
 )
 
+CATALOG["SF-COMP-032"] = Entry(
+    "A process was put on something that is no runtime.",
+    "Pass a runtime object, such as sf.Simulation() or sf.Loopback().",
+)
 CATALOG["SF-DATA-001"] = Entry(
     "The client data is neither a sequence of clients, a mapping nor a federation.",
     "Pass [(x, y), …], {id: (x, y), …} or a Federation; one client's data is a list of one entry.",
@@ -484,6 +488,9 @@ CATALOG["SF-TYPE-003"] = Entry(
     "A leaf to save is no array of numbers.", "Leave it out; store a key as jax.random.key_data(key)."
 )
 
+CATALOG["SF-TYPE-004"] = Entry(
+    "moments met rows with another number of columns than it was made for.", "Pass the number of columns, x.shape[1]."
+)
 CATALOG["SF-WIRE-001"] = Entry("A message is larger than allowed.", "Send less, or raise Limits on both sides.")
 CATALOG["SF-WIRE-002"] = Entry("The bytes are not a Sumfold message.", "Check that both peers speak this protocol.")
 CATALOG["SF-WIRE-003"] = Entry("A message's header is too large or cut off.", "Send the message again, whole.")
@@ -508,4 +515,8 @@ CATALOG["SF-WIRE-011"] = Entry(
 )
 CATALOG["SF-WIRE-012"] = Entry(
     "A plan was damaged: its programs or its batching do not load.", "Do not run it; ask the server for a new one."
+)
+CATALOG["SF-WIRE-013"] = Entry(
+    "A report names another client, round or phase than its assignment.",
+    "Send each report for the assignment that asked for it.",
 )

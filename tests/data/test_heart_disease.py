@@ -51,7 +51,7 @@ def test_every_part_keeps_the_share_of_ill_patients():
             for part in (train, test):
                 total = np.concatenate([train[key][1], test[key][1]]).mean()
                 assert abs(part[key][1].sum() - total * part.sizes[key]) <= 1
-        assert np.sum(test["switzerland"][1] == 0) == 3
+        assert np.sum(test["switzerland"][1] == 0) == 2
 
 
 def test_standardised_by_the_training_patients_of_all_hospitals():

@@ -430,7 +430,7 @@ def test_a_disk_that_fills_up_with_the_state_loses_nothing(
     def full(*args: Any, **kwargs: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files.tempfile, "NamedTemporaryFile", full)
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(sf.CheckpointError, match="No space left on device") as caught:
         run(process, folder, rounds=5)
     monkeypatch.undo()

@@ -18,7 +18,7 @@ from sumfold.aggregators import sum as total
 from sumfold.core.batching import Batching
 from sumfold.core.round import Batch, Measured, Metrics, Phase, Report, Round, Task, Work
 from sumfold.core.stage import Contribution
-from sumfold.errors import CompositionError, user_facing
+from sumfold.errors import CompositionError, TypeMismatchError, user_facing
 from sumfold.keys import Key
 from sumfold.learning.process import Process
 from sumfold.tree import Leaf, Tree
@@ -73,6 +73,13 @@ def moments(features: int, *, batching: Batching | None = None) -> Process:
 
     def gather(task: Task, sums: Float[Array, "3 f"], batch: Batch, key: Key) -> Float[Array, "3 f"]:
         x = jax.tree.leaves(batch.examples)[0].astype(jnp.float32)
+        if x.shape[1:] != (features,):
+            raise TypeMismatchError(
+                "SF-TYPE-004",
+                f"rows of shape {x.shape[1:]}",
+                f"({features},), since moments was made with features={features}",
+                "pass x.shape[1] to moments",
+            )
         present = batch.mask[:, None] & ~jnp.isnan(x)
         x = jnp.where(present, x, 0.0)
         return sums + jnp.stack([present.sum(0).astype(jnp.float32), x.sum(0), (x**2).sum(0)])

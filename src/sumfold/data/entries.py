@@ -404,7 +404,7 @@ def joined(clients: Sequence[Client]) -> Tree:
     for i in range(len(filled[0].leaves)):
         dtype = np.result_type(*{dtypes[i] for _, _, dtypes in kinds})
         arrays = [part.leaves[i] for part in filled]
-        columns.append(arrays[0].astype(dtype, copy=False) if len(arrays) == 1 else np.concatenate(arrays, dtype=dtype))
+        columns.append(np.concatenate(arrays, dtype=dtype))  # a copy, so that later changes by the caller do not matter
     return unflatten(structure, columns)
 
 

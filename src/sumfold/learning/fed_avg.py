@@ -25,9 +25,10 @@ from sumfold.core.round import Batch, Measured, Metrics, Phase, Report, Round, T
 from sumfold.core.stage import Contribution, Stage
 from sumfold.errors import user_facing
 from sumfold.keys import Key
+from sumfold.learning.checks import batching_for, check_model
 from sumfold.learning.hparams import readable, written
 from sumfold.learning.optimizers import Hparams, as_client_optimizer, as_optimizer
-from sumfold.learning.process import Process, batching_for, check_model
+from sumfold.learning.process import Process
 from sumfold.learning.summary import summary
 from sumfold.learning.weighting import Weighting, as_weighting
 from sumfold.models.model import Model, Parts

@@ -19,7 +19,8 @@ from sumfold.core.batching import Batching
 from sumfold.core.round import Batch, Measured, Metrics, Phase, Report, Round, Task, Work
 from sumfold.errors import user_facing
 from sumfold.keys import Key
-from sumfold.learning.process import Process, batching_for, check_model
+from sumfold.learning.checks import batching_for, check_model
+from sumfold.learning.process import Process
 from sumfold.learning.summary import summary
 from sumfold.models.model import Model, Parts
 from sumfold.tree import Tree

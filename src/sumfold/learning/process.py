@@ -9,13 +9,11 @@ import dataclasses
 import functools
 import html
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from numpy.typing import NDArray
 
 from sumfold import keys, tree
 from sumfold.core.batching import Batching
@@ -24,13 +22,14 @@ from sumfold.core.group import add
 from sumfold.core.round import Batch, Metrics, Round
 from sumfold.data import Federation
 from sumfold.data.clients import as_federation
-from sumfold.errors import CompositionError, DataError, user_facing
+from sumfold.errors import CompositionError, user_facing
+from sumfold.learning.checks import batch_shapes, check_examples
 from sumfold.learning.explain import explain
-from sumfold.models.model import Model, Parts, describe, unpack
+from sumfold.models.model import Model, Parts
 from sumfold.simulation import Simulation
 from sumfold.tree import Tree
 
-__all__ = ["Output", "Process", "batching_for"]
+__all__ = ["Output", "Process"]
 
 
 class Output(NamedTuple):
@@ -47,45 +46,6 @@ class Output(NamedTuple):
 
     state: State
     metrics: Metrics
-
-
-def check_model(model: Any) -> None:
-    """Refuse what is no model.
-
-    Raises:
-        CompositionError: saying which adapter makes one.
-    """
-    if not isinstance(model, Model):
-        raise CompositionError(
-            "SF-COMP-028",
-            f"model is a {type(model).__name__}",
-            "a sumfold Model",
-            "make one with sf.models.from_functions, from_keras, from_flax or from_equinox",
-        )
-
-
-def batching_for(model: Model, batching: Any) -> Batching:
-    """The batching of examples; a model whose examples see each other must drop short batches.
-
-    Raises:
-        CompositionError: when a short or padded batch would change such a model's results.
-    """
-    if batching is not None and not isinstance(batching, Batching):
-        raise CompositionError(
-            "SF-COMP-023",
-            f"batching={batching!r}",
-            "a sumfold.Batching",
-            "write sf.Batching(size=32, epochs=1)",
-        )
-    if model.coupled and batching is not None and (not batching.drop_remainder or batching.size is None):
-        raise CompositionError(
-            "SF-COMP-024",
-            f"{model.coupled} with {batching}",
-            "batches of one size: padding a short batch would change what such a layer computes",
-            "use sf.Batching(size=…, drop_remainder=True), or a layer that looks at one example at a time, "
-            "such as group or layer normalisation",
-        )
-    return batching or Batching()
 
 
 def _closed(state: Tree, values: Any = None) -> Any:
@@ -172,8 +132,19 @@ class Process:
         return Output(after, metrics)
 
     @user_facing
-    def on(self, runtime: Runtime) -> Process:
-        """The same algorithm on another runtime; states move freely between them."""
+    def on(self, runtime: Runtime | Any) -> Process:
+        """The same algorithm on another runtime; states move freely between them.
+
+        Raises:
+            CompositionError: for something that is no runtime.
+        """
+        if not isinstance(runtime, Runtime) or isinstance(runtime, type):
+            raise CompositionError(
+                "SF-COMP-032",
+                f"on({runtime!r})",
+                "a runtime",
+                "write for example process.on(sf.Loopback())",
+            )
         return dataclasses.replace(self, runtime=runtime)
 
     # -- weights and hyperparameters ------------------------------------------------------------------
@@ -218,12 +189,12 @@ class Process:
         """
         mine = recognise(self.round, self._template, state)
         known = self.hparams(mine.algorithm)
-        for group in hparams:
-            if group not in known:
+        for group, given in hparams.items():
+            if group not in known or not isinstance(given, Mapping):
                 raise CompositionError(
                     "SF-COMP-025",
-                    f"set_hparams with {group!r}",
-                    f"the groups {sorted(known)}",
+                    f"set_hparams with {group!r} as a {type(given).__name__}",
+                    f"the groups {sorted(known)}, each a dict by name",
                     "see process.get_hparams(state)",
                 )
         values = {group: {**known[group], **hparams.get(group, {})} for group in known}
@@ -284,86 +255,15 @@ class Process:
         """Refuse data that this process cannot take; the shapes of one batch, or None when there are no rows."""
         if federation in self._checked:
             return self._checked[federation]
-        batch = self._batch(federation)
+        batch = batch_shapes(federation, self.round, self.model, self.batching)
         if batch is not None and self.model is not None and self.parts is not None:
-            self._check_model(federation, self.model, self.parts(state.algorithm), batch)
+            check_examples(federation, self.model, self.parts(state.algorithm), batch)
         if batch is not None:
             self._seen[:] = [batch]
         self._checked[federation] = batch
         return batch
 
-    def _batch(self, federation: Federation) -> Batch | None:
-        """The shapes of a batch as the client's step will see it."""
-        ready = federation.batch_sizes
-        if ready is not None and self.batching is not None:
-            raise DataError(
-                "SF-DATA-053",
-                f"ready-made batches and {self.batching}",
-                "one of the two",
-                "leave batching out, or give each client its examples as (x, y)",
-            )
-        lengths = {int(n) for sizes in ready or () for n in sizes}
-        if (
-            self.model is not None
-            and self.model.coupled
-            and (len(lengths) > 1 if ready is not None else self.batching is None)
-        ):
-            what = f"ready-made batches of {sorted(lengths)} rows" if ready is not None else "the default batching"
-            raise CompositionError(
-                "SF-COMP-024",
-                f"{self.model.coupled} with {what}",
-                "batches of one size: padding a short batch would change what such a layer computes",
-                "use sf.Batching(size=…, drop_remainder=True), or a layer that looks at one example at a time, "
-                "such as group or layer normalisation",
-            )
-        if not int(federation.counts.sum()):
-            return None
-        work = self.round.phases[0].work
-        width = max(lengths, default=1) if ready is not None else work.batching.width(int(federation.counts.max()))
-        shapes = jax.tree.map(
-            lambda a: tree.shape((width, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype)),
-            federation.examples,
-        )
-        return Batch(shapes, tree.shape((width,), bool))
-
-    def _check_model(self, federation: Federation, model: Model, parts: Parts, batch: Batch) -> None:
-        outputs = model.check(parts, batch)
-        _, y, weight = unpack(federation.examples)
-        if weight is not None and (wrong := np.flatnonzero(~(np.asarray(weight) >= 0))).size:
-            first = int(wrong[0])
-            raise DataError(
-                "SF-DATA-055",
-                f"an example_weight of {np.asarray(weight).reshape(-1)[first]} at {_owner(federation, first)}",
-                "weights of at least 0",
-                "look at how the weights were made; 0 leaves a row out",
-            )
-        if len(jax.tree.leaves(y)) != 1:
-            return
-        labels: NDArray[Any] = jax.tree.leaves(y)[0]
-        classes = outputs[-1]
-        if labels.dtype.kind not in "iu" or len(outputs) != labels.ndim + 1 or classes < 2 or not len(labels):
-            return
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= classes:
-            wrong = np.flatnonzero(
-                (labels < 0).reshape(len(labels), -1).any(1) | (labels >= classes).reshape(len(labels), -1).any(1)
-            )
-            raise DataError(
-                "SF-DATA-054",
-                f"labels from {low} to {high} ({describe(y)}; first wrong one: {_owner(federation, int(wrong[0]))})",
-                f"class numbers from 0 to {classes - 1}, since the model's outputs have {classes} columns",
-                "number the classes from 0; rows to ignore take an example_weight of 0",
-            )
-
 
 def _shapes(state: State) -> State:
     shapes: State = tree.shapes(state)
     return shapes._replace(fingerprint=state.fingerprint, seed=state.seed)
-
-
-def _owner(federation: Federation, row: int) -> str:
-    """Which client holds a row of the flat examples."""
-    at = row if federation.order is None else int(np.flatnonzero(federation.order == row)[:1].sum())
-    inside = (federation.starts <= at) & (at < federation.starts + federation.counts)
-    found = np.flatnonzero(inside)
-    return f"client {federation.ids[int(found[0])]!r}" if len(found) else "a client outside this subset"

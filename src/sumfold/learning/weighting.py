@@ -32,7 +32,15 @@ def as_weighting(given: Any) -> Callable[[Array, Array, Mapping[str, Any]], Floa
             return jnp.asarray(rows, jnp.float32)
         if given == "uniform":
             return jnp.float32(1)
-        return jnp.asarray(foreign(given)(metrics), jnp.float32).reshape(())
+        weight = jnp.asarray(foreign(given)(metrics), jnp.float32)
+        if weight.size != 1:
+            raise CompositionError(
+                "SF-COMP-021",
+                f"a weighting that returned shape {weight.shape}",
+                "one number a client",
+                "reduce it to a scalar, for example 1 / (1 + metrics['loss'])",
+            )
+        return weight.reshape(())
 
     if not callable(given) and given not in ("examples", "uniform"):
         raise CompositionError(

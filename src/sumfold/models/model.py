@@ -278,7 +278,7 @@ class Model:
             jax.eval_shape(run, parts, batch, key)
         except SumfoldError:
             raise
-        except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+        except Exception as error:
             x, y, _ = unpack(batch.examples)
             raise TypeMismatchError(
                 "SF-TYPE-002",

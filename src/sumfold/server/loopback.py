@@ -21,6 +21,7 @@ from sumfold.core.client import Briefing, Keeping, Start, Upload, client_half
 from sumfold.core.driver import ClientData, Cohort, Outcome, State, Totals, check_groups, nothing, play
 from sumfold.core.group import KINDS, add
 from sumfold.core.round import Batch, Phase, Round
+from sumfold.errors import WireError
 from sumfold.tree import Spec, Tree
 from sumfold.wire import codec
 from sumfold.wire.messages import Assignment, PlanManifest, Report
@@ -70,8 +71,15 @@ class _Bound:
             kept: dict[int, list[Any]] = {}
             memories.append({})
             for place, kept_before in carried.items():
-                answer, runner = self._ask(i, now, briefing, state, cohort, place, kept_before)
+                answer, runner, asked = self._ask(i, now, briefing, state, cohort, place, kept_before)
                 head, leaves = codec.decode(answer.report, Report, functools.partial(_arrays_of, runner.manifest))
+                if (head.round, head.phase, head.client) != (asked.round, asked.phase, asked.client):
+                    raise WireError(
+                        "SF-WIRE-013",
+                        f"a report of client {head.client}, round {head.round}, phase {head.phase}",
+                        f"client {asked.client}, round {asked.round}, phase {asked.phase}",
+                        "a report counts for its own assignment only",
+                    )
                 if head.finite and head.weights_valid:
                     parts, metrics = tree.unflatten(now.upload, leaves)
                     totals = self.accumulate(i, totals, parts, metrics, np.int32(place))
@@ -108,7 +116,7 @@ class _Bound:
         cohort: Cohort,
         place: int,
         kept: list[Any],
-    ) -> tuple[Answer, Runner]:
+    ) -> tuple[Answer, Runner, Assignment]:
         """Send one client its assignment and let it run, as a network would."""
         position = int(cohort.positions[place])
         examples, sizes = _own(cohort.data, position)
@@ -123,7 +131,7 @@ class _Bound:
             memory=None if held is None else jax.tree.leaves(held[i]),
             kept=kept,
         )
-        return answer, runner
+        return answer, runner, head
 
     def _runner(self, i: int, briefing: Briefing, kept: Tree, data: ClientData, position: int) -> Runner:
         """The loaded plan for this client's batch width and element types; exported at first need."""

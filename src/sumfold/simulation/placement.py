@@ -60,7 +60,7 @@ class Placement:
 
     def __init__(self) -> None:
         self._placed: dict[tuple[int, ...], _Placed] = {}
-        self._layouts: dict[int, _Layout] = {}
+        self._layouts: dict[tuple[int, Batching], _Layout] = {}
 
     def examples(self, data: ClientData) -> Tree:
         """The flat examples on the device, in JAX's dtypes; small ones with spare rows, so that shapes repeat."""
@@ -105,7 +105,7 @@ class Placement:
         return data.batch_sizes is None and batching.size is None
 
     def _layout(self, data: ClientData, batching: Batching) -> _Layout:
-        known = self._layouts.get(id(data))
+        known = self._layouts.get((id(data), batching))
         if known and known.owner() is data:
             return known
         if data.batch_sizes is not None:
@@ -117,7 +117,7 @@ class Placement:
             widths = {batching.size}
         layout = _Layout(weakref.ref(data), keys.codes(data.ids), tuple(sorted(widths)), {})
         self._layouts = {k: v for k, v in self._layouts.items() if v.owner() is not None}
-        self._layouts[id(data)] = layout
+        self._layouts[id(data), batching] = layout
         return layout
 
     def _pack(
