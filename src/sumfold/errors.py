@@ -204,8 +204,9 @@ CATALOG["SF-CKPT-014"] = Entry(
     "No checkpoint in the folder is whole.", "Restore a copy of the folder, or begin anew in another one."
 )
 CATALOG["SF-CKPT-015"] = Entry(
-    "The checkpoint belongs to another run: another algorithm, model, program, seed or federation.",
-    "Call train as before to go on with it, or choose another folder.",
+    "The checkpoint belongs to another run: another algorithm, model, program, seed, federation or first state "
+    "(initial weights, hyperparameters, state=).",
+    "Call train as before to go on with it, or choose another folder; build a Keras model with a seed.",
 )
 CATALOG["SF-CKPT-016"] = Entry(
     "A checkpoint or its history is damaged.", "Nothing: an older one is used if there is one."
@@ -304,6 +305,22 @@ CATALOG["SF-COMP-032"] = Entry(
     "A process was put on something that is no runtime.",
     "Pass a runtime object, such as sf.Simulation() or sf.Loopback().",
 )
+CATALOG["SF-COMP-033"] = Entry("A seed is no whole number.", "Pass an integer, such as seed=0.")
+CATALOG["SF-COMP-034"] = Entry(
+    "An aggregator is no stage, or a function that makes one.",
+    "Pass the stage: aggregator=sf.aggregators.mean(), with parentheses.",
+)
+CATALOG["SF-COMP-035"] = Entry(
+    "A Keras optimizer scales the loss, which happens nowhere here.",
+    "Pass the inner optimizer of a LossScaleOptimizer, and leave loss_scale_factor out.",
+)
+CATALOG["SF-COMP-036"] = Entry(
+    "init of from_functions returns something else than a tree of numeric arrays.",
+    "Return arrays and numbers; close over strings and other objects instead.",
+)
+CATALOG["SF-COMP-037"] = Entry(
+    "predict of from_functions needs a key, and gets one only in training.", "Give the parameter a default: key=None."
+)
 CATALOG["SF-DATA-001"] = Entry(
     "The client data is neither a sequence of clients, a mapping nor a federation.",
     "Pass [(x, y), …], {id: (x, y), …} or a Federation; one client's data is a list of one entry.",
@@ -382,6 +399,10 @@ CATALOG["SF-DATA-025"] = Entry(
 )
 CATALOG["SF-DATA-026"] = Entry("Labels of a partition are not one per row.", "Turn one-hot labels into class numbers.")
 CATALOG["SF-DATA-027"] = Entry("A masked array hides values.", "Fill the hidden values first.")
+CATALOG["SF-DATA-028"] = Entry(
+    "Integers do not fit into the 32 bits that JAX keeps of them.",
+    "Number the values anew from 0, or switch on jax_enable_x64.",
+)
 CATALOG["SF-DATA-050"] = Entry(
     "A client's weight is negative or not finite.", "Look at `weighting`; the state passed in is unchanged."
 )
@@ -399,6 +420,7 @@ CATALOG["SF-DATA-054"] = Entry(
 CATALOG["SF-DATA-055"] = Entry(
     "An example_weight is negative or not a number.", "Give each row a weight of at least 0."
 )
+CATALOG["SF-DATA-056"] = Entry("Example weights are not one number a row.", "Pass an array of shape [N] or [N, 1].")
 
 CATALOG["SF-EXTRA-001"] = Entry("An optional dependency is not installed.", "Install the extra that the message names.")
 
@@ -474,6 +496,10 @@ CATALOG["SF-TRAIN-010"] = Entry("EarlyStopping without evaluations to watch.", "
 CATALOG["SF-TRAIN-011"] = Entry("A callback returned something else than None or 'stop'.", "Return one of these.")
 CATALOG["SF-TRAIN-012"] = Entry(
     "rounds, evaluate_every or checkpoint_every is no whole number in its range.", "Pass a whole number."
+)
+CATALOG["SF-TRAIN-013"] = Entry(
+    "The model, its loss or a metric does not take the data to evaluate.",
+    "Give evaluate the same columns and labels as the clients' data.",
 )
 
 CATALOG["SF-TYPE-001"] = Entry(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sumfold.data.entries import Kept
+from sumfold.data.entries import Kept, forget
 from sumfold.data.federation import Federation
 from sumfold.errors import user_facing
 
@@ -35,6 +36,8 @@ def as_federation(
         >>> as_federation([([1.0, 2.0], [0, 1]), ([3.0], [1])], clients=[1])
         (Federation(2 clients, 3 examples, x float64, y int64), array([1]))
     """
+    if kept and isinstance(client_data, (Mapping, Sequence)):
+        forget(kept, client_data.values() if isinstance(client_data, Mapping) else client_data)
     federation = client_data if isinstance(client_data, Federation) else Federation.from_clients(client_data, kept=kept)
     if clients is None:
         return federation, np.arange(len(federation), dtype=np.int64)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import numbers
+import weakref
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -375,9 +376,29 @@ def _batches(entry: Any, who: str, kept: Kept) -> list[Any]:
                 "batches: an iterator can be read only once",
                 "pass list(iterator), or an iterable that starts anew each time, such as a Dataset",
             )
-        # The iterator is kept beside its batches so that its id() cannot be given to another object.
-        kept[id(entry)] = (entry, read)
+        kept[id(entry)] = (_watched(entry, kept), read)
     return kept[id(entry)][1]
+
+
+def forget(kept: Kept, entries: Iterable[Any]) -> None:
+    """Let go of held iterators that are not among these entries: a loop that passes new ones holds only the latest."""
+    present = {id(entry) for entry in entries}
+    for key, (reference, _) in list(kept.items()):
+        if key not in present and not isinstance(reference, weakref.ref):
+            del kept[key]
+
+
+def _watched(entry: Any, kept: Kept) -> Any:
+    """A reference under which an iterator's batches are kept: they go with the iterator.
+
+    Iterators that cannot be referenced weakly (those of lists, zip, map) are held, so that their id() is not given to
+    another object.
+    """
+    at = id(entry)
+    try:
+        return weakref.ref(entry, lambda _: kept.pop(at, None))
+    except TypeError:
+        return entry
 
 
 # ----------------------------------------------------------------------------------------- all clients

@@ -143,14 +143,14 @@ class Federation:
 
     @classmethod
     @user_facing
-    def from_frame(cls, df: Any, *, client: str, label: str, features: Sequence[str] | None = None) -> Federation:
+    def from_frame(cls, df: Any, *, client: str, label: str, features: str | Sequence[str] | None = None) -> Federation:
         """The federation of a data frame (pandas, Polars or alike) with one row per example.
 
         Args:
             df: has ``columns`` and gives a column by ``df[name]``.
             client: the column of client ids, str or int.
             label: the column of labels, numbers.
-            features: the columns that become x[N, len(features)], numbers; None means all others.
+            features: the columns that become x[N, len(features)], numbers; a str is one column; None means all others.
 
         Raises:
             DataError: a column that is not there (SF-DATA-022) or holds no numbers (023), ids that do not
@@ -170,7 +170,8 @@ class Federation:
                 "use Federation.from_arrays(x, y, client_ids=…) for arrays",
             )
         columns = list(df.columns)
-        names = [c for c in columns if c not in (client, label)] if features is None else list(features)
+        others = [c for c in columns if c not in (client, label)]
+        names = others if features is None else [features] if isinstance(features, str) else list(features)
         missing = [name for name in (client, label, *names) if name not in columns]
         if missing or not names:
             raise DataError(

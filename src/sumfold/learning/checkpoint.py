@@ -9,6 +9,9 @@
 The history is on disk before the state that counts on it. A state knows the history's length and a digest
 chained over its lines: what a crash left behind that is cut off, and a history that was changed is noticed. A
 crash at any instruction leaves the previous pair whole. Nothing in these files depends on a clock.
+
+A line of the history is ``{"round": …, "metrics": …, "evaluation": … or null}``. NaN and infinities, which JSON has
+not, are null; a line with such has ``"not_finite": [[path, "nan"], …]`` too, from which they are read back.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from sumfold.core.round import Batch
 from sumfold.data import Federation
 from sumfold.errors import CheckpointError
 from sumfold.keys import Key
+from sumfold.learning.history import decoded, encoded, flat
 from sumfold.learning.process import Process
 from sumfold.tree import Tree
 
@@ -50,14 +54,16 @@ _KEPT = 2
 _NAME = re.compile(r"round-(\d{8,})\.safetensors")
 _WORDS = {
     "algorithm": "the algorithm",
-    "model": "the model",
     "arrays": "the fingerprint of the state's arrays",
     "program": "the program (loss, optimizers, their rates, batching, weighting)",
     "seed": "the seed",
     "federation": "the federation's fingerprint",
     "clients_per_round": "clients_per_round",
-    "start": "the state that it began with",
+    "hparams": "the hyperparameters in the first state",
+    "begin": "the first state (initial weights, hyperparameters, state=)",
 }
+_IN_BEGIN = {"algorithm", "arrays", "seed", "hparams"}
+"""Whoever differs in one of these also differs in the first state, which then says nothing more."""
 
 
 class Log(NamedTuple):
@@ -181,7 +187,7 @@ def save(
     Raises:
         CheckpointError: when something cannot be written; what was saved before is untouched.
     """
-    lines = [json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in entries]
+    lines = [_line(entry) for entry in entries]
     _append(here / HISTORY, log, b"".join(lines))
     log = log.extended(lines)
     notes = {
@@ -195,6 +201,10 @@ def save(
     files.write(here / f"round-{number:08d}.safetensors", files.pack(state, notes))
     _prune(here, number)
     return log
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    return json.dumps(encoded(dict(entry)), separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
 def _append(path: Path, log: Log, data: bytes) -> None:
@@ -299,7 +309,7 @@ def _read(file: Path) -> tuple[Saved, dict[str, str]]:
     state = files.unpack(data, str(file))
     if not isinstance(state, State):
         raise _unusable(f"{file} holds no state")
-    saved = Saved(state, [json.loads(line) for line in lines], log, int(notes["stopped_before"]))
+    saved = Saved(state, [decoded(json.loads(line)) for line in lines], log, int(notes["stopped_before"]))
     return saved, json.loads(notes["identity"])
 
 
@@ -312,45 +322,66 @@ def _unusable(why: str) -> CheckpointError:
 # -- identity -------------------------------------------------------------------------------------------
 
 
-def identity(
-    process: Process, federation: Federation, state: State, clients_per_round: str, start: State | None
-) -> dict[str, str]:
+def identity(process: Process, federation: Federation, state: State, clients_per_round: str) -> dict[str, str]:
     """What a run is: whoever goes on with its checkpoint must agree in every field that both have.
 
-    The runtime is no part of it, nor is the number of rounds.
+    The runtime is no part of it, nor is the number of rounds, nor the model's name: Keras numbers its models. What
+    the program takes from the state, such as weights and rates, is in the digest of the first state.
 
     Args:
         process: the algorithm.
         federation: the clients.
-        state: the state before the first round.
+        state: the state before the first round, the caller's own or the process's.
         clients_per_round: in words.
-        start: the caller's own first state, if there was one.
     """
     seed = (int(state.seed[0]) << 32) + int(state.seed[1])
     fields = {
         "algorithm": process.round.name,
-        "model": process.model.name if process.model else None,
         "arrays": np.asarray(state.fingerprint).tobytes().hex(),
         "program": program(process, process._check(federation, state)),
         "seed": str(seed),
         "federation": federation.fingerprint(),
         "clients_per_round": clients_per_round,
-        "start": None if start is None else hashlib.blake2b(files.pack(start), digest_size=16).hexdigest(),
+        "hparams": _readable(process, state),
+        "begin": _digest(state),
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _readable(process: Process, state: State) -> str:
+    """The hyperparameters that can be read, in words; their last digits are in the state's digest."""
+    values = {name: value for name, value in flat(process.get_hparams(state)).items() if not isinstance(value, str)}
+    return ", ".join(
+        f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
+    )
+
+
+def _digest(state: State) -> str:
+    """Of the names, dtypes, shapes and bytes of a state's arrays."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    arrays = [(path, leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)) for path, leaf in leaves]
+    return _hash("\n".join(f"{tree.name(path)} {_canonical(array)}" for path, array in arrays).encode())
 
 
 def _recognise(here: Path, theirs: Mapping[str, str], mine: Mapping[str, str]) -> None:
     differing = [name for name in _WORDS if name in theirs and name in mine and theirs[name] != mine[name]]
     if "program" in differing and _version(theirs) != _version(mine):
         differing.remove("program")  # another JAX writes the same program differently
+    if "begin" in differing and _IN_BEGIN & set(differing):
+        differing.remove("begin")
     if differing:
+        advice = "call train as before to go on with it, or choose another folder for this run"
+        if "begin" in differing:
+            advice += (
+                "; a Keras model whose weights are drawn anew in every process is another run: "
+                "build the model with a seed (pass a builder to from_keras, or keras.utils.set_random_seed)"
+            )
         found = "; ".join(f"{_WORDS[n]} is {theirs[n]} there and {mine[n]} here" for n in differing)
         raise CheckpointError(
             "SF-CKPT-015",
             f"the checkpoint in {here} belongs to another run: {found}",
             "the run that this folder was begun with",
-            "call train as before to go on with it, or choose another folder for this run",
+            advice,
         )
 
 

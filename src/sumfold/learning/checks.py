@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from sumfold import tree
+from sumfold.aggregators import mean
 from sumfold.core.batching import Batching
 from sumfold.core.round import Batch, Round
+from sumfold.core.stage import Stage
 from sumfold.data import Federation
 from sumfold.errors import CompositionError, DataError
-from sumfold.models.model import Model, Parts, describe, unpack
+from sumfold.learning.labels import classes_of
+from sumfold.models.model import Model, Parts, unpack
 
-__all__ = ["batch_shapes", "batching_for", "check_examples", "check_model"]
+__all__ = [
+    "Labels",
+    "batch_shapes",
+    "batching_for",
+    "check_aggregator",
+    "check_labels",
+    "check_model",
+    "check_seed",
+    "labels_of",
+]
 
 
 def check_model(model: Any) -> None:
@@ -31,6 +43,34 @@ def check_model(model: Any) -> None:
             "a sumfold Model",
             "make one with sf.models.from_functions, from_keras, from_flax or from_equinox",
         )
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse a seed that is no whole number.
+
+    Raises:
+        CompositionError: saying what came.
+    """
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool):
+        raise CompositionError("SF-COMP-033", f"seed={seed!r}", "a whole number", "pass for example seed=0")
+
+
+def check_aggregator(aggregator: Any) -> Stage:
+    """The stage of the part `update`: the caller's, or the mean.
+
+    Raises:
+        CompositionError: for something that is no stage.
+    """
+    if aggregator is None:
+        return mean()
+    if not isinstance(aggregator, Stage):
+        raise CompositionError(
+            "SF-COMP-034",
+            f"aggregator={aggregator!r}",
+            "a sumfold Stage",
+            "write for example aggregator=sf.aggregators.mean(), with parentheses",
+        )
+    return aggregator
 
 
 def batching_for(model: Model, batching: Any) -> Batching:
@@ -98,47 +138,89 @@ def batch_shapes(federation: Federation, round: Round, model: Model | None, batc
     return Batch(shapes, tree.shape((width,), bool))
 
 
-def check_examples(federation: Federation, model: Model, parts: Parts, batch: Batch) -> None:
-    """Trace the model on such a batch, and compare labels and weights with what it makes of them.
+class Labels(NamedTuple):
+    """What a federation's labels and weights are, client by client.
+
+    Attributes:
+        classes: how many the loss knows; 0 when it does not index with its labels.
+        low, high: float64[K], the range of each client's labels; of rows that weigh something.
+        weight: float64[K], each client's smallest example weight.
+    """
+
+    classes: int
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    weight: NDArray[np.float64]
+
+
+def labels_of(federation: Federation, model: Model, parts: Parts, batch: Batch) -> Labels:
+    """Trace the model on such a batch, and look at every client's labels and weights once.
 
     Raises:
         TypeMismatchError: when the model does not take such examples, or its loss is not per example.
-        DataError: for labels outside the model's classes, or negative example weights; naming the client.
     """
     outputs = model.check(parts, batch)
     _, y, weight = unpack(federation.examples)
-    if weight is not None and (wrong := np.flatnonzero(~(np.asarray(weight) >= 0))).size:
-        first = int(wrong[0])
+    leaves = jax.tree.leaves(y)
+    classes = classes_of(model.loss, outputs, unpack(batch.examples)[1]) if len(leaves) == 1 else None
+    nothing = np.zeros(len(federation))
+    weights = None if weight is None else np.asarray(weight, np.float64).reshape(len(weight), -1).min(1)
+    lightest = nothing if weights is None else _each(federation, weights, np.minimum, np.inf)
+    if classes is None:
+        return Labels(0, nothing, nothing, lightest)
+    values = np.asarray(leaves[0], np.float64).reshape(len(leaves[0]), -1)
+    low, high = values.min(1), values.max(1)
+    if weights is not None:
+        low, high = np.where(weights == 0, 0, low), np.where(weights == 0, 0, high)
+    return Labels(
+        classes,
+        _each(federation, low, np.minimum, np.inf),
+        _each(federation, high, np.maximum, -np.inf),
+        lightest,
+    )
+
+
+def check_labels(labels: Labels | None, federation: Federation, positions: NDArray[np.int64]) -> None:
+    """Refuse labels outside the model's classes and negative weights of the clients that take part.
+
+    Raises:
+        DataError: naming the first such client.
+    """
+    if labels is None:
+        return
+    low, high, weight = labels.low[positions], labels.high[positions], labels.weight[positions]
+    for place in np.flatnonzero(~(weight >= 0))[:1]:
         raise DataError(
             "SF-DATA-055",
-            f"an example_weight of {np.asarray(weight).reshape(-1)[first]} at {_owner(federation, first)}",
+            f"an example_weight of {weight[place]} at client {federation.ids[int(positions[place])]!r}",
             "weights of at least 0",
             "look at how the weights were made; 0 leaves a row out",
         )
-    leaves = jax.tree.leaves(y)
-    if len(leaves) != 1:
+    if not labels.classes:
         return
-    labels: NDArray[Any] = leaves[0]
-    classes = outputs[-1] if outputs else 0
-    if labels.dtype.kind not in "iu" or len(outputs) != labels.ndim + 1 or classes < 2:
-        return
-    outside = ((labels < 0) | (labels >= classes)).reshape(len(labels), -1).any(1)
-    if weight is not None:
-        outside &= np.asarray(weight).reshape(len(labels), -1).any(1)
-    if outside.any():
-        first = int(np.flatnonzero(outside)[0])
+    for place in np.flatnonzero((low < 0) | (high > labels.classes - 1))[:1]:
         raise DataError(
             "SF-DATA-054",
-            f"labels from {labels.min()} to {labels.max()} ({describe(y)}; "
-            f"first wrong one: {_owner(federation, first)})",
-            f"class numbers from 0 to {classes - 1}, since the model's outputs have {classes} columns",
+            f"labels from {low[place]:g} to {high[place]:g} at client {federation.ids[int(positions[place])]!r}",
+            f"class numbers from 0 to {labels.classes - 1}, to choose among {labels.classes} columns of outputs",
             "number the classes from 0; rows to ignore take an example_weight of 0",
         )
 
 
-def _owner(federation: Federation, row: int) -> str:
-    """Which client holds a row of the flat examples."""
-    at = row if federation.order is None else int(np.flatnonzero(federation.order == row)[:1].sum())
-    inside = (federation.starts <= at) & (at < federation.starts + federation.counts)
-    found = np.flatnonzero(inside)
-    return f"client {federation.ids[int(found[0])]!r}" if len(found) else "a client outside this subset"
+def _each(
+    federation: Federation,
+    values: NDArray[np.float64],
+    smaller: np.ufunc,
+    nobody: float,
+) -> NDArray[np.float64]:
+    """`smaller` (minimum or maximum) over each client's own rows, float64[K]; `nobody` of none, which passes."""
+    if federation.order is not None:
+        values = values[federation.order]
+    counts, starts = np.asarray(federation.counts), np.asarray(federation.starts)
+    reached = np.full(len(counts), nobody)
+    holding = np.flatnonzero(counts > 0)
+    edges = np.stack([starts[holding], starts[holding] + counts[holding]], axis=1).reshape(-1)
+    padded = np.append(values, nobody)  # an edge may lie just behind the last row
+    if len(holding):
+        reached[holding] = smaller.reduceat(padded, edges)[::2]
+    return reached

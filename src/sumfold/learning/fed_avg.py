@@ -25,7 +25,7 @@ from sumfold.core.round import Batch, Measured, Metrics, Phase, Report, Round, T
 from sumfold.core.stage import Contribution, Stage
 from sumfold.errors import user_facing
 from sumfold.keys import Key
-from sumfold.learning.checks import batching_for, check_model
+from sumfold.learning.checks import batching_for, check_aggregator, check_model
 from sumfold.learning.hparams import readable, written
 from sumfold.learning.optimizers import Hparams, as_client_optimizer, as_optimizer
 from sumfold.learning.process import Process
@@ -72,7 +72,7 @@ def fed_avg(
     server_optimizer: Any = optax.sgd(1.0),  # noqa: B008 - an immutable pair of functions
     *,
     weighting: Weighting | Any = "examples",
-    aggregator: Stage | None = None,
+    aggregator: Stage | Any = None,
     batching: Batching | Any = None,
 ) -> Process:
     """Federated averaging: local training on clients, the mean of their changes, a server optimizer.
@@ -180,7 +180,7 @@ def fed_avg(
         )
 
     work = Work(begin, train, report, batching_for(model, batching))
-    aggregate = {"update": mean() if aggregator is None else aggregator}
+    aggregate = {"update": check_aggregator(aggregator)}
     if has_statistics:
         aggregate["statistics"] = mean()
     return Process(

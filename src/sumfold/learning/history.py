@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import io
 import itertools
 import json
 import math
+import operator
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from sumfold.core import files
 from sumfold.core.driver import State
 from sumfold.errors import missing_extra, user_facing
 
-__all__ = ["History", "entries", "flat", "headline", "measured", "plain", "scalars"]
+__all__ = ["History", "decoded", "encoded", "entries", "flat", "headline", "measured", "plain", "scalars"]
 
 _SHOWN = 20
 
@@ -130,7 +132,7 @@ class History:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write metrics and evaluations to a JSON file, whole or not at all; the state is `sumfold.save`'s.
 
-        Numbers that JSON has not (NaN, infinities) become null.
+        Numbers that JSON has not (NaN, infinities) become null in the file; here they stay what they are.
 
         Raises:
             CheckpointError: when the file cannot be written; an older file of this name is untouched.
@@ -207,6 +209,29 @@ def entries(history: History, since: int) -> Iterator[dict[str, Any]]:
         yield {"round": number, "metrics": history.metrics[place], "evaluation": made.get(number)}
 
 
+def encoded(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of a history file in JSON's own numbers: null for NaN and infinities, and where they were.
+
+    Example:
+        >>> encoded({"round": 0, "metrics": {"loss": math.inf}})
+        {'round': 0, 'metrics': {'loss': None}, 'not_finite': [[['metrics', 'loss'], 'inf']]}
+    """
+    places = [[path, str(value)] for path, value in _not_finite(entry, [])]
+    return {**_finite(entry), "not_finite": places} if places else entry
+
+
+def decoded(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry that `encoded` was given, so that a run that goes on has the history of one that ran through.
+
+    Example:
+        >>> decoded({"round": 0, "metrics": {"loss": None}, "not_finite": [[["metrics", "loss"], "inf"]]})
+        {'round': 0, 'metrics': {'loss': inf}}
+    """
+    for (*way, last), word in entry.pop("not_finite", []):
+        functools.reduce(operator.getitem, way, entry)[last] = float(word)
+    return entry
+
+
 def headline(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a round that people look at: the clients' loss and metrics, without counts.
 
@@ -278,6 +303,14 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _not_finite(value: Any, path: list[str | int]) -> Iterator[tuple[list[str | int], float]]:
+    if isinstance(value, (dict, list)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _not_finite(inner, [*path, key])
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield path, value
 
 
 def _png(figure: Any) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from sumfold.errors import CompositionError
-from sumfold.learning.optimizers import CLOSED, Hparams, is_schedule
+from sumfold.learning.optimizers import Hparams, unseen
 
 __all__ = ["readable", "written"]
 
@@ -17,9 +17,7 @@ _NOTE = "unseen"
 
 def readable(values: Hparams, optimizer: Any) -> dict[str, Any]:
     """The values as they stand, or a note under ``unseen`` that says why there are none."""
-    if values:
-        return dict(values)
-    return {_NOTE: "a function of the round: change the function instead" if is_schedule(optimizer) else CLOSED}
+    return dict(values) if values else {_NOTE: unseen(optimizer)}
 
 
 def written(known: Hparams, given: Mapping[str, Any], group: str) -> Hparams:
@@ -35,6 +33,7 @@ def written(known: Hparams, given: Mapping[str, Any], group: str) -> Hparams:
                 "SF-COMP-022",
                 f"set_hparams with {group}.{name}",
                 f"one of {sorted(known)}" if known else f"a hyperparameter that can be set, and {group} shows none",
-                "see process.get_hparams(state)",
+                "see process.get_hparams(state); a value that follows a schedule is computed anew in each update, so "
+                "setting it would change nothing: change the schedule instead",
             )
     return {name: jnp.asarray(given.get(name, value), jnp.result_type(value)) for name, value in known.items()}

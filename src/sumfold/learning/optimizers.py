@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -22,8 +23,17 @@ __all__ = ["ClientOptimizer", "Hparams", "Optimizer", "as_client_optimizer", "as
 
 Hparams: TypeAlias = dict[str, Array]
 
-CLOSED = "closed over by the optimizer: build it with optax.inject_hyperparams or Keras to read and set its values"
+CLOSED = (
+    "closed over by the optimizer, or computed by a schedule: build it with optax.inject_hyperparams or Keras, and "
+    "numbers, to read and set its values"
+)
 """What `get_hparams` says of an optimizer whose numbers cannot be seen."""
+
+SCHEDULED = "computed by the optimizer's own schedule: the rate follows it; change the schedule instead"
+"""What `get_hparams` says of a Keras optimizer with a schedule."""
+
+BY_ROUND = "a function of the round: change the function instead"
+"""What `get_hparams` says of ``fn(round)``."""
 
 
 class Optimizer(NamedTuple):
@@ -32,14 +42,17 @@ class Optimizer(NamedTuple):
     Attributes:
         init: params -> state.
         update: (gradient, state, params) -> (params, state).
-        read: state -> hyperparameters by name; empty when they are closed over.
+        read: state -> hyperparameters that can be set, by name; without those that a schedule computes anew in each
+            update; empty when they are closed over.
         write: (state, hyperparameters) -> state.
+        rate: state -> the learning rate of the next update, by a schedule or not; None when it cannot be read.
     """
 
     init: Callable[[Tree], Tree]
     update: Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]
     read: Callable[[Tree], Hparams]
     write: Callable[[Tree, Hparams], Tree]
+    rate: Callable[[Tree], Array | None]
 
 
 def as_optimizer(given: Any, role: str, round: ArrayLike | None = None) -> Optimizer:
@@ -103,29 +116,63 @@ def _from_optax(transform: optax.GradientTransformation) -> Optimizer:
         updates, state = foreign(transform.update)(gradient, state, params)
         return foreign(optax.apply_updates)(params, updates), state
 
-    def injected(state: Tree) -> list[Any]:
-        nodes = jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "hyperparams"))
-        return [node for node in nodes if hasattr(node, "hyperparams")]
-
     def read(state: Tree) -> Hparams:
-        found: Hparams = {}
-        for node in injected(state):
-            found.update({k: v for k, v in node.hyperparams.items() if jnp.ndim(v) == 0})
-        return found
+        return {one.name: one.value for one in _injected(state) if not one.computed}
 
     def write(state: Tree, hparams: Hparams) -> Tree:
+        names = {(one.node, one.key): one.name for one in _injected(state) if not one.computed}
+        places = itertools.count()
+
         def set_in(node: Any) -> Any:
-            if not hasattr(node, "hyperparams"):
+            if not _is_injected(node):
                 return node
-            known = {
-                k: jnp.asarray(hparams[k]).astype(jnp.result_type(v)) if k in hparams else v
-                for k, v in node.hyperparams.items()
-            }
-            return node._replace(hyperparams=known)
+            place = next(places)
+            given = {k: hparams[n] for k in node.hyperparams if (n := names.get((place, k))) in hparams}
+            cast = {k: jnp.asarray(v).astype(jnp.result_type(node.hyperparams[k])) for k, v in given.items()}
+            return node._replace(hyperparams={**node.hyperparams, **cast})
 
-        return jax.tree.map(set_in, state, is_leaf=lambda s: hasattr(s, "hyperparams"))
+        return jax.tree.map(set_in, state, is_leaf=_is_injected)
 
-    return Optimizer(foreign(transform.init), update, read, write)
+    def rate(state: Tree) -> Array | None:
+        return next((one.value for one in _injected(state) if one.key == "learning_rate"), None)
+
+    return Optimizer(foreign(transform.init), update, read, write, rate)
+
+
+class _Injected(NamedTuple):
+    """A number in the state of `optax.inject_hyperparams`.
+
+    Attributes:
+        name: as `get_hparams` shows it: its own, with _2, _3, … where nodes before it have the same.
+        node, key: where it is.
+        value: as it stands.
+        computed: whether each update computes it anew from a schedule, whatever stands there.
+    """
+
+    name: str
+    node: int
+    key: str
+    value: Array
+    computed: bool
+
+
+def _is_injected(node: Any) -> bool:
+    return hasattr(node, "hyperparams")
+
+
+def _injected(state: Tree) -> list[_Injected]:
+    """Every number of every `optax.inject_hyperparams`, in the state's order, under names that differ."""
+    nodes = [node for node in jax.tree.leaves(state, is_leaf=_is_injected) if _is_injected(node)]
+    own = {key for node in nodes for key in node.hyperparams}
+    found: dict[str, _Injected] = {}
+    for place, node in enumerate(nodes):
+        for key, value in node.hyperparams.items():
+            if jnp.ndim(value) == 0:
+                numbered = (f"{key}_{n}" for n in itertools.count(2) if f"{key}_{n}" not in own)
+                name = next(name for name in itertools.chain([key], numbered) if name not in found)
+                computed = key in (getattr(node, "hyperparams_states", None) or {})
+                found[name] = _Injected(name, place, key, value, computed)
+    return list(found.values())
 
 
 def _is_keras(given: Any) -> bool:
@@ -136,6 +183,13 @@ def _from_keras(given: Any) -> Optimizer:
     """A fresh copy of the user's object is built for the shapes at hand; only its ``stateless_apply`` is used."""
     import keras
 
+    if hasattr(given, "inner_optimizer") or getattr(given, "loss_scale_factor", None):
+        raise CompositionError(
+            "SF-COMP-035",
+            f"a Keras {type(given).__name__} that scales the loss",
+            "an optimizer that takes gradients as they are: the loss is not scaled here, so its updates would be tiny",
+            "pass its inner optimizer, or leave loss_scale_factor out",
+        )
     with warnings.catch_warnings():
         # Keras reads its own variables through NumPy's old array protocol here.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -154,7 +208,7 @@ def _from_keras(given: Any) -> Optimizer:
         return {
             v.path.split("/")[-1]: i
             for i, v in enumerate(own.variables)
-            if v.path.split("/")[-1] == "learning_rate" and not isinstance(configuration.get("learning_rate"), dict)
+            if v.path.split("/")[-1] == "learning_rate" and not _has_schedule(given)
         }
 
     def init(params: Tree) -> Tree:
@@ -182,7 +236,30 @@ def _from_keras(given: Any) -> Optimizer:
                 state[i] = jnp.asarray(hparams[name]).astype(state[i].dtype)
         return state
 
-    return Optimizer(init, update, read, write)
+    def rate(state: Tree) -> Array | None:
+        if not _has_schedule(given):
+            return read(state).get("learning_rate")
+        with jax.ensure_compile_time_eval():
+            own = built(jnp.zeros(()))
+        step = next(i for i, v in enumerate(own.variables) if v is own.iterations)
+        with keras.StatelessScope(state_mapping=[(own.iterations, state[step])]):
+            return jnp.asarray(foreign(lambda: own.learning_rate)(), jnp.float32)
+
+    return Optimizer(init, update, read, write, rate)
+
+
+def _has_schedule(given: Any) -> bool:
+    """Whether a Keras optimizer's rate is a `LearningRateSchedule`."""
+    import keras
+
+    return isinstance(getattr(given, "_learning_rate", None), keras.optimizers.schedules.LearningRateSchedule)
+
+
+def unseen(given: Any) -> str:
+    """Why an optimizer shows no hyperparameter."""
+    if is_schedule(given):
+        return BY_ROUND
+    return SCHEDULED if _is_keras(given) and _has_schedule(given) else CLOSED
 
 
 class ClientOptimizer(NamedTuple):
@@ -222,7 +299,7 @@ def as_client_optimizer(given: Any, role: str = "client_optimizer") -> ClientOpt
         return optimizer.write(optimizer.init(params), values)
 
     def rate(params: Tree, values: Hparams, round: Array) -> Hparams:
-        read = at(round).read(init(params, values, round))
-        return {"client_learning_rate": read["learning_rate"]} if "learning_rate" in read else {}
+        used = at(round).rate(init(params, values, round))
+        return {} if used is None else {"client_learning_rate": used}
 
     return ClientOptimizer(hparams, init, lambda g, s, p, round: at(round).update(g, s, p), rate)

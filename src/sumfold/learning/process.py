@@ -23,7 +23,7 @@ from sumfold.core.round import Batch, Metrics, Round
 from sumfold.data import Federation
 from sumfold.data.clients import as_federation
 from sumfold.errors import CompositionError, user_facing
-from sumfold.learning.checks import batch_shapes, check_examples
+from sumfold.learning.checks import Labels, batch_shapes, check_labels, check_seed, labels_of
 from sumfold.learning.explain import explain
 from sumfold.models.model import Model, Parts
 from sumfold.simulation import Simulation
@@ -101,13 +101,14 @@ class Process:
     # -- training -------------------------------------------------------------------------------------
 
     @user_facing
-    def initialize(self, seed: int = 0, clients: int | None = None) -> State:
+    def initialize(self, seed: int | Any = 0, clients: int | None = None) -> State:
         """The state before round 0.
 
         Args:
             seed: everything random in the run is a function of it.
             clients: the population's size, for algorithms that need it.
         """
+        check_seed(seed)
         state = begin(self.round, self._params(seed), seed)
         self.__dict__.setdefault("_template", _shapes(state))
         return state
@@ -128,6 +129,7 @@ class Process:
         state = recognise(self.round, self._template, state)
         federation, positions = as_federation(client_data, clients, self._kept)
         self._check(federation, state)
+        check_labels(self._checked[federation][1], federation, positions)
         after, metrics = step(self._run, state, Cohort(federation, positions))
         return Output(after, metrics)
 
@@ -243,7 +245,7 @@ class Process:
         return {}
 
     @functools.cached_property
-    def _checked(self) -> weakref.WeakKeyDictionary[Federation, Batch | None]:
+    def _checked(self) -> weakref.WeakKeyDictionary[Federation, tuple[Batch | None, Labels | None]]:
         return weakref.WeakKeyDictionary()
 
     @functools.cached_property
@@ -253,15 +255,14 @@ class Process:
 
     def _check(self, federation: Federation, state: State) -> Batch | None:
         """Refuse data that this process cannot take; the shapes of one batch, or None when there are no rows."""
-        if federation in self._checked:
-            return self._checked[federation]
-        batch = batch_shapes(federation, self.round, self.model, self.batching)
-        if batch is not None and self.model is not None and self.parts is not None:
-            check_examples(federation, self.model, self.parts(state.algorithm), batch)
-        if batch is not None:
-            self._seen[:] = [batch]
-        self._checked[federation] = batch
-        return batch
+        if federation not in self._checked:
+            batch, labels = batch_shapes(federation, self.round, self.model, self.batching), None
+            if batch is not None and self.model is not None and self.parts is not None:
+                labels = labels_of(federation, self.model, self.parts(state.algorithm), batch)
+            if batch is not None:
+                self._seen[:] = [batch]
+            self._checked[federation] = batch, labels
+        return self._checked[federation][0]
 
 
 def _shapes(state: State) -> State:

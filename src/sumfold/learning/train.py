@@ -13,19 +13,29 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from types import FrameType
 from typing import Any, Literal, TypeAlias
 
+import jax
 import numpy as np
 
-from sumfold import keys
+from sumfold import keys, tree
 from sumfold.core.driver import State, recognise
+from sumfold.core.round import Batch
 from sumfold.data import Federation
 from sumfold.data.clients import as_federation
-from sumfold.errors import CheckpointError, CompositionError, DataError, user_facing
+from sumfold.data.entries import read_part, unflatten
+from sumfold.errors import (
+    CheckpointError,
+    CompositionError,
+    DataError,
+    SumfoldError,
+    TypeMismatchError,
+    user_facing,
+)
 from sumfold.learning import checkpoint as checkpoints
 from sumfold.learning.callbacks import Callback, EarlyStopping, Event
 from sumfold.learning.history import History, entries, headline, measured, plain, scalars
 from sumfold.learning.process import Process
 from sumfold.learning.progress import shown
-from sumfold.models.model import unpack
+from sumfold.models.model import Model, describe, unpack
 
 __all__ = ["train"]
 
@@ -64,17 +74,18 @@ def train(
         clients_per_round: how many are drawn, uniformly and without replacement; None is everybody.
         seed: everything random is a function of it.
         evaluate: a `Federation` (pooled), ``(x, y)`` or ``(x, y, example_weight)``, or
-            ``fn(weights) -> dict``.
+            ``fn(weights) -> dict``. Data is checked before the first round.
         evaluate_every: rounds from one evaluation to the next; the last round is always followed by one.
         cohorts: instead of `clients_per_round`, an iterable of id lists, one a round, from round 0.
-        checkpoint: a folder of this run's own; made if needed.
+        checkpoint: a folder of this run's own; made if needed. A run that differs is refused, in the first state too.
         checkpoint_every: rounds from one saved state to the next; the last one is always saved.
         callbacks: functions ``fn(event) -> None | "stop"``, see `sumfold.learning.callbacks`.
         progress: show a bar on a terminal, plain lines elsewhere; False prints nothing.
         state: where to begin instead of ``process.initialize(seed)``, whose seed then counts.
 
     Raises:
-        DataError: for client data that cannot be used, a cohort larger than the federation, too few cohorts.
+        DataError: for data that cannot be used, a cohort larger than the federation, too few cohorts.
+        TypeMismatchError: for data, to train or to evaluate, that the model does not take.
         CompositionError: for another argument that cannot be used.
         CheckpointError: for a folder that holds another run, is damaged, in use, or cannot be written.
         StateError: for a `state` of another algorithm or model.
@@ -99,14 +110,12 @@ def train(
     listeners = _listeners(callbacks, evaluate)
     federation, _ = as_federation(train, None, {})
     _check_cohorts(federation, clients_per_round, cohorts, rounds)
-    measure = _evaluation(process, evaluate)
     begin = process.initialize(seed) if state is None else recognise(process.round, process._template, state)
+    measure = _evaluation(process, evaluate, begin)
     drawn = "given by cohorts" if cohorts is not None else str(clients_per_round or "everybody")
 
     with contextlib.ExitStack() as stack:
-        history, keep, damaged = stack.enter_context(
-            _disk(checkpoint, process, federation, begin, rounds, drawn, state)
-        )
+        history, keep, damaged = stack.enter_context(_disk(checkpoint, process, federation, begin, rounds, drawn))
         before = int(history.state.round)
         last = before if history.stopped else max(rounds, before)
         display = stack.enter_context(shown(last, before, progress))
@@ -251,8 +260,8 @@ def _cohorts(
             yield [federation.ids[position] for position in np.sort(drawn).tolist()]
 
 
-def _evaluation(process: Process, evaluate: Any) -> Callable[[State], Any] | None:
-    """State -> what was measured."""
+def _evaluation(process: Process, evaluate: Any, begin: State) -> Callable[[State], Any] | None:
+    """State -> what was measured; data that the model does not take is refused now."""
     if evaluate is None:
         return None
     if callable(evaluate):
@@ -266,8 +275,33 @@ def _evaluation(process: Process, evaluate: Any) -> Callable[[State], Any] | Non
             "read the result from the metrics, or watch the run with a callback",
         )
     pooled = evaluate if isinstance(evaluate, tuple) else as_federation(evaluate, None, {})[0].pooled()
-    examples = unpack(pooled)
+    unpack(pooled)
+    part = read_part(pooled, "evaluate: ")
+    examples = unpack(unflatten(part.structure, part.leaves))
+    if part.rows:
+        _check_evaluation(model, process.get_model_weights(begin), examples, part.rows)
     return lambda state: model.evaluate(process.get_model_weights(state), *examples)
+
+
+def _check_evaluation(model: Model, weights: Any, examples: tuple[Any, Any, Any], rows: int) -> None:
+    """Trace the evaluation, on shapes alone."""
+    shapes = jax.tree.map(
+        lambda a: tree.shape(a.shape, jax.dtypes.canonicalize_dtype(a.dtype)),
+        examples[:2] if examples[2] is None else examples,
+    )
+    try:
+        jax.eval_shape(model.measure, tree.shapes(model.split(weights)), Batch(shapes, tree.shape((rows,), bool)))
+    except SumfoldError:
+        raise
+    except Exception as error:
+        words = [line for line in str(error).splitlines() if line.strip()]
+        raise TypeMismatchError(
+            "SF-TRAIN-013",
+            f"evaluate of x {describe(shapes[0])} and y {describe(shapes[1])}, on which {model.name} failed: "
+            f"{type(error).__name__}: {words[0].strip() if words else ''}",
+            "examples of the shapes that the model, its loss and its metrics take",
+            "give the test data the columns of the training data; the model's own error is shown before this one",
+        ) from error
 
 
 # -- the checkpoint folder
@@ -281,7 +315,6 @@ def _disk(
     begin: State,
     rounds: int,
     drawn: str,
-    given: State | None,
 ) -> Iterator[tuple[History, Callable[[History], None], list[str]]]:
     """The history so far, a function that saves what is not saved yet, and what was damaged."""
     history, damaged = History(begin, [], []), list[str]()
@@ -289,7 +322,7 @@ def _disk(
         yield history, lambda _: None, damaged
         return
     with checkpoints.folder(checkpoint) as here:
-        identity = checkpoints.identity(process, federation, begin, drawn, given)
+        identity = checkpoints.identity(process, federation, begin, drawn)
         saved = checkpoints.resume(here, identity, damaged.append)
         if saved is not None:
             history = _restored(process, saved, rounds)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from sumfold import tree
 from sumfold.core.foreign import foreign
@@ -34,13 +35,14 @@ def from_functions(
 
     Args:
         init: key -> params, any pytree of arrays.
-        predict: (params, x [B, …]) -> outputs [B, …]; may also take ``key=``, given only while training (dropout).
+        predict: (params, x [B, …]) -> outputs [B, …]; may also take ``key=None``, given only while training (dropout).
         loss: (outputs, y) -> loss of each example, [B].
         metrics: name -> fn(outputs, y) -> value of each example [B], or a `sumfold.metrics.Metric`.
         example: one batch of features; if given, shapes are checked now instead of with the first data.
 
     Raises:
-        CompositionError: when something that should be a function is not one.
+        CompositionError: when something that should be a function is not one, `predict` has a key without a default,
+            or `init` returns something else than numeric arrays.
         TypeMismatchError: when `predict` does not take `example`.
 
     Example:
@@ -60,10 +62,18 @@ def from_functions(
                 "a function",
                 "from_functions(init, predict, loss, metrics={…}) takes functions, in this order",
             )
-    takes_key = "key" in inspect.signature(predict).parameters
+    key_parameter = inspect.signature(predict).parameters.get("key")
+    takes_key = key_parameter is not None
+    if key_parameter is not None and key_parameter.default is key_parameter.empty:
+        raise CompositionError(
+            "SF-COMP-037",
+            "predict with a key that has no default",
+            "a key that may be missing: it is given only while training",
+            "write predict(params, x, key=None), and leave dropout out where it is None",
+        )
 
     def initial(key: Key) -> Tree:
-        return tree.strong(jax.tree.map(jnp.asarray, foreign(init)(key)))
+        return tree.strong(jax.tree.map(as_weight, foreign(init)(key)))
 
     template = jax.eval_shape(initial, jax.random.key(0))
 
@@ -88,6 +98,23 @@ def from_functions(
     if example is not None:
         model.predict(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), template), example)
     return model
+
+
+def as_weight(leaf: Any) -> Array:
+    """A leaf of what `init` returned as an array.
+
+    Raises:
+        CompositionError: when it is a string or another object.
+    """
+    try:
+        return jnp.asarray(leaf)
+    except (TypeError, ValueError) as error:
+        raise CompositionError(
+            "SF-COMP-036",
+            f"init returned a tree with a {type(leaf).__name__} ({str(leaf)[:40]!r})",
+            "a tree of numeric arrays",
+            "close over strings and other objects instead of keeping them in the params",
+        ) from error
 
 
 def divide(weights: Tree) -> Parts:

@@ -26,7 +26,7 @@ from sumfold.keys import Key
 from sumfold.models.adapter import checked_loss, copied
 from sumfold.models.functions import matching
 from sumfold.models.keras_metrics import as_keras_metrics, of_keras, same_rank
-from sumfold.models.model import Applied, Model, Parts, combine, is_inexact, partition
+from sumfold.models.model import Applied, Model, Parts, combine, is_inexact
 from sumfold.tree import Tree
 
 __all__ = ["KerasWeights", "from_keras"]
@@ -75,6 +75,9 @@ class KerasWeights(NamedTuple):
 def from_keras(keras_model: Any, loss: Any = None, metrics: Any = None) -> Model:
     """A model from Keras 3; weights come back as `KerasWeights`, with ``.assign_to(keras_model)``.
 
+    Non-trainable weights that a call in training assigns (moving statistics) are averaged; all others, such as those of
+    frozen layers, stay as the server has them and are not sent back.
+
     The loss of an example with several values (a sequence, an image) is their mean, over unmasked places; Keras metrics
     count masked places like all others. The model's own losses (``kernel_regularizer``, ``add_loss``) are added in
     training. Seeds of dropout and its like follow from the run's seed.
@@ -114,6 +117,7 @@ def from_keras(keras_model: Any, loss: Any = None, metrics: Any = None) -> Model
     weights = {id(v) for v in non_trainable}
     seeds = [v for v in reference.non_trainable_variables if id(v) not in weights]
     template = tree.shapes(KerasWeights([v.value for v in trainable], [v.value for v in non_trainable]))
+    averaged = assigned(keras, reference)
     start = values_of(reference) if is_model else None
 
     def init(key: Key) -> KerasWeights:
@@ -121,7 +125,7 @@ def from_keras(keras_model: Any, loss: Any = None, metrics: Any = None) -> Model
         return values
 
     def split(weights: Tree) -> Parts:
-        return divide(matching(template, weights))
+        return divide(matching(template, weights), averaged)
 
     def join(parts: Parts) -> KerasWeights:
         return KerasWeights(list(parts.trainable), list(combine(parts.statistics, parts.constants)))
@@ -144,7 +148,7 @@ def from_keras(keras_model: Any, loss: Any = None, metrics: Any = None) -> Model
 
     return Model(
         name=reference.name,
-        template=divide(template),
+        template=divide(template, averaged),
         init=foreign(init),
         split=split,
         join=join,
@@ -258,10 +262,67 @@ def values_of(model: Any) -> KerasWeights:
     return values
 
 
-def divide(weights: KerasWeights) -> Parts:
-    """What is not trainable is averaged if it is floating, and stays otherwise."""
-    statistics, constants = partition(weights.non_trainable, is_inexact)
-    return Parts(weights.trainable, statistics, constants)
+def divide(weights: KerasWeights, averaged: list[bool]) -> Parts:
+    """What is not trainable is averaged if it is floating and training assigns it, and stays otherwise."""
+    values = weights.non_trainable
+    belongs = [seen and is_inexact(a) for a, seen in zip(values, averaged, strict=True)]
+    return Parts(
+        weights.trainable,
+        [a if own else None for a, own in zip(values, belongs, strict=True)],
+        [None if own else a for a, own in zip(values, belongs, strict=True)],
+    )
+
+
+def assigned(keras: Any, model: Any) -> list[bool]:
+    """For each of a model's non-trainable weights, whether a call in training assigns it.
+
+    The call is traced, not run. Where the model does not say what it takes, weights that were made as trainable count
+    as not assigned, and all others as assigned.
+    """
+    variables = list(model.non_trainable_weights)
+    for size in (2, 64):
+        with contextlib.suppress(Exception):  # whatever a model raises on an input that was only guessed
+            x = inputs_of(keras, model, size)
+            return [] if not variables else traced_assignments(keras, model, variables, x)
+    frozen = {id(v) for layer in layers_of(model) for v in layer._trainable_variables}
+    fixed = {
+        id(v) for layer in layers_of(model) if isinstance(layer, keras.layers.Normalization) for v in layer.weights
+    }
+    return [id(v) not in frozen | fixed for v in variables]
+
+
+def inputs_of(keras: Any, model: Any, size: int) -> Tree:
+    """Shapes of one batch of a model's inputs; axes of any length get this one.
+
+    Raises:
+        AttributeError, ValueError, TypeError: when the model does not say what it takes.
+    """
+
+    def example(one: Any) -> Any:
+        return tree.shape(
+            tuple(size if n is None else n for n in one.shape), keras.backend.standardize_dtype(one.dtype)
+        )
+
+    if getattr(model, "inputs", None):
+        return jax.tree.map(example, model.input)
+    shape = model.get_build_config()["input_shape"]
+    return tree.shape(tuple(size if n is None else n for n in shape), keras.backend.floatx())
+
+
+def traced_assignments(keras: Any, model: Any, variables: list[Any], x: Tree) -> list[bool]:
+    """Which of the variables a call in training on such a batch assigns."""
+    seen: list[bool] = []
+
+    def run(values: list[Array], x: Tree) -> None:
+        mapping = list(zip(model.variables, values, strict=True))
+        with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
+            before = [scope.get_current_value(v) for v in variables]
+            model(x, training=True)
+            after = [scope.get_current_value(v) for v in variables]
+        seen[:] = [a is not b for a, b in zip(before, after, strict=True)]
+
+    jax.eval_shape(foreign(run), [tree.shape(tuple(v.shape), v.dtype) for v in model.variables], x)
+    return seen
 
 
 def seed_values(seeds: list[Any], key: Key | None) -> list[Array]:

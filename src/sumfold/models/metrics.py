@@ -158,6 +158,8 @@ def auc_histogram(bins: int = 2048) -> Metric:
     Scores z are sorted into `bins` equal parts of ``z / (1 + |z|)``, which keeps their order: logits and probabilities
     both do, and the result differs from the exact area by at most the share of pairs that meet in one bin.
 
+    Outputs are [B] or [B, 1] scores, or [B, 2] of the classes 0 and 1; y is 0 or 1, [B] or [B, 1], or one-hot [B, 2].
+
     Args:
         bins: places of each histogram.
 
@@ -179,7 +181,10 @@ def auc_histogram(bins: int = 2048) -> Metric:
             scores = scores[:, 1] - scores[:, 0]
         scores = one_per_example(scores, weight, "the model, for a two-class AUC,")
         place = jnp.floor((scores / (1 + jnp.abs(scores)) + 1) / 2 * bins).astype(jnp.int32).clip(0, bins - 1)
-        label = (jnp.asarray(y).reshape(weight.shape).astype(jnp.float32) > 0.5).astype(jnp.int32)
+        y = jnp.asarray(y)
+        if y.ndim == 2 and y.shape[1] == 2:
+            y = y.argmax(-1)
+        label = (y.reshape(weight.shape).astype(jnp.float32) > 0.5).astype(jnp.int32)
         finite = jnp.where(jnp.isfinite(scores), weight, jnp.nan)  # a score that is no number must not pass unseen
         return jnp.zeros((2, bins), jnp.float32).at[label, place].add(jnp.where(weight > 0, finite, 0))
 

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from sumfold import tree
 from sumfold.core.foreign import foreign
 from sumfold.core.round import Batch
-from sumfold.errors import DataError, TypeMismatchError, user_facing
+from sumfold.data.entries import to_array
+from sumfold.errors import DataError, SumfoldError, TypeMismatchError, user_facing
 from sumfold.keys import Key
 from sumfold.models.metrics import Metric, one_per_example, ratio
 from sumfold.tree import Tree
@@ -68,8 +69,12 @@ class Examples(NamedTuple):
         """Unpack ``(x, y)``, ``(x, y, weight)`` or a dict with these names; padding becomes the first row's copy.
 
         The copies matter: junk in a padded row, NaN included, would reach the gradient as 0 · NaN.
+
+        Raises:
+            DataError: when the entry has no features and labels, or its weights are not one a row.
         """
         x, y, weight = unpack(batch.examples)
+        weight = None if weight is None else row_weights(weight, len(batch.mask))
 
         def fill(a: Array) -> Array:
             return jnp.where(batch.mask.reshape(-1, *[1] * (a.ndim - 1)), a, a[:1])
@@ -96,6 +101,24 @@ def unpack(examples: Tree) -> tuple[Tree, Tree, Any]:
         f"client examples as {kind}",
         "(x, y), (x, y, example_weight) or a dict with x and y",
         "give a model its features and labels in this form",
+    )
+
+
+def row_weights(weight: Any, rows: int) -> Any:
+    """Example weights as [rows]; [rows, 1] is taken as that.
+
+    Raises:
+        DataError: for any other shape.
+    """
+    shape = jnp.shape(weight) if hasattr(weight, "shape") else None
+    if shape in {(rows,), (rows, 1)}:
+        return weight.reshape(rows)
+    raise DataError(
+        "SF-DATA-056",
+        f"an example_weight that is {f'of shape {list(shape)}' if shape is not None else f'a {type(weight).__name__}'} "
+        f"for {rows} rows",
+        f"one weight per row, shape [{rows}]",
+        "a third array next to x and y is the weight of each row: put further features into x, as a tuple or a dict",
     )
 
 
@@ -196,11 +219,14 @@ class Model:
 
         Args:
             weights: as `init`, ``process.get_model_weights`` or `sumfold.models.load` give them.
-            x: features with a leading axis of rows.
+            x: features with a leading axis of rows; nested lists of numbers are taken as arrays.
+
+        Raises:
+            TypeMismatchError: when the model does not take such features.
         """
         parts = self.split(weights)
-        x = jax.tree.map(tree.canonical, x)
-        return jax.tree.map(np.asarray, self._predict(parts, x))
+        x = _arrays(x, "x")
+        return jax.tree.map(np.asarray, self._ran(self._predict, f"x {describe(x)}", parts, x))
 
     @user_facing
     def evaluate(self, weights: Tree, x: Tree, y: Tree, example_weight: Any = None) -> dict[str, Any]:
@@ -213,11 +239,13 @@ class Model:
             example_weight: weight of each row, [N]; None counts each once.
 
         Raises:
-            DataError: when x, y and weights differ in length.
+            DataError: when x, y and weights differ in length, or weights are not one a row.
+            TypeMismatchError: when the model or its loss do not take such rows.
         """
         parts = self.split(weights)
-        given = (x, y) if example_weight is None else (x, y, example_weight)
-        examples = jax.tree.map(tree.canonical, given)
+        examples: tuple[Any, ...] = (_arrays(x, "x"), _arrays(y, "y"))
+        if example_weight is not None:
+            examples = (*examples, _arrays(example_weight, "example_weight"))
         lengths = {len(leaf) for leaf in jax.tree.leaves(examples)}
         if len(lengths) != 1:
             raise DataError(
@@ -229,18 +257,42 @@ class Model:
         rows = lengths.pop()
         if rows == 0:
             return {"loss": 0.0, **dict.fromkeys(self.metrics, 0.0), "num_examples": 0}
+        if example_weight is not None:
+            examples = (*examples[:2], row_weights(examples[2], rows))
+        what = f"x {describe(examples[0])} and y {describe(examples[1])}"
         width = min(_CHUNK, rows)
         total = None
         for begin in range(0, rows, width):
             index = np.arange(begin, begin + width)
             chunk = _take(examples, np.minimum(index, rows - 1))
-            sums = self._measure(parts, Batch(chunk, jnp.asarray(index < rows)))
+            sums = self._ran(self._measure, what, parts, Batch(chunk, jnp.asarray(index < rows)))
             total = sums if total is None else tree.add(total, sums)
         assert total is not None
         return {
             **{k: v.tolist() for k, v in jax.device_get(self._finish(total)).items()},
             "num_examples": rows,
         }
+
+    def _ran(self, function: Callable[..., Any], what: str, *args: Any) -> Any:
+        """What a compiled function returns; if it cannot even be traced, the error that says what came."""
+        try:
+            return function(*args)
+        except SumfoldError:
+            raise
+        except Exception:
+            try:
+                jax.eval_shape(function, *args)
+            except Exception as error:
+                raise self._misfit(what, error) from error
+            raise
+
+    def _misfit(self, what: str, error: Exception) -> TypeMismatchError:
+        return TypeMismatchError(
+            "SF-TYPE-002",
+            f"{self.name} failed on {what}: {_first_line(error)}",
+            "examples of the shapes that the model and its loss take",
+            "compare the model's input with the data; the model's own error is shown before this one",
+        )
 
     @functools.cached_property
     def _predict(self) -> Callable[[Parts, Tree], Tree]:
@@ -256,22 +308,20 @@ class Model:
 
     # -- what checks data before anything runs --------------------------------------------------------
 
-    def check(self, parts: Parts, batch: Batch) -> tuple[int, ...]:
-        """Trace one training step on shapes alone; the outputs' shape, to compare labels with.
+    def check(self, parts: Parts, batch: Batch) -> Tree:
+        """Trace one training step on shapes alone; the outputs' shapes, to compare labels with.
 
         Raises:
             TypeMismatchError: when the model refuses such examples, naming their types; or when the loss or a
                 metric is not per example.
         """
-        from sumfold.errors import SumfoldError
-
         key = jax.eval_shape(lambda: jax.random.key(0))
-        seen: list[tuple[int, ...]] = []
+        seen: list[Tree] = []
 
         def run(parts: Parts, batch: Batch, key: Key) -> Any:
             examples = Examples.of(batch)
             outputs = foreign(self.apply)(parts, examples.x, key).outputs
-            seen.append(tuple(jnp.shape(jax.tree.leaves(outputs)[0])))
+            seen.append(tree.shapes(outputs))
             return self.gradient(parts.trainable, parts, batch, key)
 
         try:
@@ -280,13 +330,26 @@ class Model:
             raise
         except Exception as error:
             x, y, _ = unpack(batch.examples)
-            raise TypeMismatchError(
-                "SF-TYPE-002",
-                f"{self.name} failed on a batch of x {describe(x)} and y {describe(y)}: {_first_line(error)}",
-                "examples of the shapes that the model and its loss take",
-                "compare the model's input with the data; the model's own error is shown before this one",
-            ) from error
+            raise self._misfit(f"a batch of x {describe(x)} and y {describe(y)}", error) from error
         return seen[0]
+
+
+def _arrays(given: Tree, name: str) -> Tree:
+    """A tree of NumPy arrays with a leading axis of rows, in JAX's dtypes; lists of numbers are arrays.
+
+    Raises:
+        DataError: for what is no array of numbers with rows.
+    """
+
+    def written_out(node: Any) -> bool:
+        while isinstance(node, list) and node:
+            node = node[0]
+        return isinstance(node, (bool, int, float, complex, np.generic)) or (isinstance(node, list) and not node)
+
+    def array(leaf: Any) -> NDArray[Any]:
+        return tree.canonical(to_array(leaf, "", name))
+
+    return jax.tree.map(array, given, is_leaf=lambda node: isinstance(node, list) and written_out(node))
 
 
 def _take(examples: Tree, rows: NDArray[np.int64]) -> Tree:

@@ -159,6 +159,7 @@ def _reserve(layout: _Layout, data: ClientData, batching: Batching, width: int, 
 
     Where a few huge clients would make that room many times too large, it grows by doubling instead.
     """
+    cohort = room(cohort)
     known, needed = layout.room.get((width, cohort), 0), max(needed, 1)
     if needed > known:
         if data.batch_sizes is not None:
