@@ -221,3 +221,27 @@ def test_nothing_optional_is_imported():
     code = "import sys, sumfold.data; print([m for m in ('keras', 'pandas', 'sklearn') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_a_frame_with_floats_and_booleans():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"age": [51.5, 64.0], "smoker": [True, False], "visits": [1, 2]})
+    x = only((frame, [0, 1]))["a"][0]
+    assert x.dtype == np.float64
+    assert x.tolist() == [[51.5, 1.0, 1.0], [64.0, 0.0, 2.0]]
+    with refused("SF-DATA-007", "client 'a'"):
+        only((frame.assign(name=["x", "y"]), [0, 1]))
+
+
+def test_integers_beyond_32_bits_name_the_client():
+    small = np.array([1, 2], np.int64)
+    for big in (np.array([1, 2**31]), np.array([-(2**31) - 1, 0]), np.array([2**32, 1], np.uint64)):
+        dtype = big.dtype
+        with refused("SF-DATA-028", "client 'b'", "y has"):
+            as_federation({"a": (X[:2], small.astype(dtype)), "b": (X[:2], big)})
+    with refused("SF-DATA-028", "client 'b'"):
+        as_federation({"a": [(X[:2], small)], "b": [(X[:2], small), (X[:2], small + 2**40)]})
+    fed, _ = as_federation({"a": (X[:2], np.array([2**31 - 1, -(2**31)]))})
+    assert fed["a"][1].tolist() == [2**31 - 1, -(2**31)]
+    as_federation({"a": (X[:2], np.array([2**32 - 1, 0], np.uint64))})
+    as_federation({"a": (X[:2], np.array([2.0**40, 0]))})

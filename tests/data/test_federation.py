@@ -6,6 +6,7 @@ import tracemalloc
 import weakref
 from collections import namedtuple
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -505,3 +506,23 @@ def test_the_traceback_ends_at_the_users_line():
         Federation.from_clients([([1.0], [0, 1])])
     files = [frame.filename for frame in traceback.extract_tb(caught.value.__traceback__)]
     assert not any("/src/sumfold/data/" in file for file in files)
+
+
+def test_integers_beyond_32_bits_in_flat_arrays():
+    x, y = np.zeros(4), np.array([0, 1, 2**33, 3])
+    with refused("SF-DATA-028", "client 'a'", "jax_enable_x64"):
+        Federation.from_arrays(x, y, client_ids=["b", "b", "a", "b"])
+    with refused("SF-DATA-028", "client 1"):
+        Federation.from_arrays(x, y, offsets=[0, 2, 4])
+    with jax.enable_x64(True):
+        assert Federation.from_arrays(x, y, offsets=[0, 2, 4])[1][1].tolist() == [2**33, 3]
+
+
+def test_one_feature_by_name(frame):
+    pd = pytest.importorskip("pandas")
+    one = Federation.from_frame(frame, client="hospital", label="ill", features="age")
+    assert repr(one.examples) == repr(
+        Federation.from_frame(frame, client="hospital", label="ill", features=["age"]).examples
+    )
+    short = pd.DataFrame({"ab": [1, 2], "a": [3, 4], "b": [5, 6], "k": ["u", "v"], "y": [0, 1]})
+    assert Federation.from_frame(short, client="k", label="y", features="ab")["u"][0].tolist() == [[1]]

@@ -138,6 +138,13 @@ def test_a_resumed_run_stops_where_it_would_have(process: Process, tmp_path: Pat
     assert (rest.stopped, len(rest.metrics)) == ("callback", 4)
 
 
+def test_losses_that_are_no_numbers_stop_a_resumed_run_too(process: Process, tmp_path: Path) -> None:
+    rule, nan = EarlyStopping(patience=2), float("nan")
+    run(process, rounds=2, evaluate=seesaw([3, nan]), checkpoint=tmp_path, callbacks=[rule])
+    rest = run(process, evaluate=seesaw([nan, 1, 1]), checkpoint=tmp_path, callbacks=[rule])
+    assert (rest.stopped, len(rest.metrics)) == ("callback", 3)
+
+
 def test_early_stopping_refuses_what_it_cannot_watch(process: Process) -> None:
     with pytest.raises(sf.CompositionError, match="SF-TRAIN-001"):
         EarlyStopping(patience=0)

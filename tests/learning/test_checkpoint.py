@@ -23,6 +23,7 @@ from sumfold.learning import checkpoint as checkpoints
 from sumfold.learning.checkpoint import Log, program
 from sumfold.learning.process import Process
 from sumfold.learning.train import train
+from sumfold.models.model import Model
 
 NEWEST, OLDER, HISTORY = "round-00000004.safetensors", "round-00000003.safetensors", "history.jsonl"
 
@@ -215,13 +216,122 @@ def test_another_federation_is_refused(process: Process, whole: Path) -> None:
         train(process, other, rounds=4, progress=False, checkpoint=whole)
 
 
-def test_another_first_state_is_refused(process: Process, tmp_path: Path) -> None:
+def refused(process: Process, folder: Path, words: str, **options: Any) -> None:
+    before = content(folder)
+    with pytest.raises(sf.CheckpointError, match=words) as caught:
+        run(process, folder, **options)
+    assert caught.value.code == "SF-CKPT-015"
+    assert content(folder) == before
+
+
+def test_a_state_belongs_to_the_run_that_began_with_it(process: Process, whole: Path, tmp_path: Path) -> None:
     given = process.set_model_weights(process.initialize(0), np.ones(2, np.float32))
-    first = run(process, tmp_path, rounds=2, state=given)
-    assert run(process, tmp_path, rounds=2, state=given).metrics == first.metrics
-    with pytest.raises(sf.CheckpointError, match="the state that it began with"):
-        run(process, tmp_path, rounds=2, state=process.initialize(0))
-    assert len(run(process, tmp_path, rounds=3).metrics) == 3
+    first = run(process, tmp_path / "run", rounds=2, state=given)
+    sf.save(tmp_path / "begin.safetensors", given)
+    for same in (given, sf.load(tmp_path / "begin.safetensors")):
+        assert run(process, tmp_path / "run", rounds=2, state=same).metrics == first.metrics
+    refused(process, tmp_path / "run", r"the first state \(initial weights", state=process.initialize(0))
+    refused(process, tmp_path / "run", "the first state")  # not passed any more
+    refused(process, whole, "the first state", state=given)  # passed now
+    assert len(run(process, tmp_path / "run", rounds=3, state=given).metrics) == 3
+
+
+def test_the_process_begins_with_the_state_that_it_would_be_given(process: Process, folder: Path) -> None:
+    assert len(run(process, folder, state=process.initialize(0)).metrics) == 4
+
+
+def test_a_later_first_state_counts_its_rounds(process: Process, whole: Path, tmp_path: Path) -> None:
+    later = sf.load(whole / OLDER)
+    run(process, tmp_path, state=later, rounds=5)
+    again = run(process, tmp_path, state=later, rounds=6)
+    assert (again.first, len(again.metrics)) == (3, 3)
+    assert again.metrics == run(process, tmp_path / "through", rounds=6).metrics[3:]
+
+
+def test_other_initial_weights_are_refused(process: Process, whole: Path) -> None:
+    model = sf.models.from_functions(lambda key: jnp.full(2, 1e-6), lambda w, x: x @ w, square)
+    other = sf.learning.fed_avg(model, optax.sgd(0.1), optax.sgd(1.0, momentum=0.5), batching=sf.Batching(size=2))
+    refused(other, whole, r"the first state .* is [0-9a-f]{32} there and [0-9a-f]{32} here.*keras.utils.set_random_see")
+
+
+def keras_model(seed: int | None = 0) -> Model:
+    """A model as a notebook builds it: its name is Keras's next one."""
+    import keras
+
+    start = keras.initializers.GlorotUniform(seed) if seed is not None else "glorot_uniform"
+    net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer=start), keras.layers.Flatten()])
+    return sf.models.from_keras(net, lambda outputs, y: (outputs[:, 0] - y) ** 2)
+
+
+def injected(rate: float) -> optax.GradientTransformation:
+    return optax.inject_hyperparams(optax.sgd)(learning_rate=rate)
+
+
+def keras_rate(kind: str, rate: float) -> Any:
+    import keras
+
+    return getattr(keras.optimizers, kind)(rate)
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (
+            lambda rate: sf.learning.fed_avg(keras_model(), keras_rate("SGD", rate)),
+            "hyperparameters in the first state is client_work/learning_rate 0.1 there and .* 0.2 here",
+        ),
+        (
+            lambda rate: sf.learning.fed_avg(keras_model(), optax.sgd(0.1), keras_rate("Adam", rate)),
+            "finalizer/learning_rate 0.1 there and finalizer/learning_rate 0.2 here",
+        ),
+        (
+            lambda rate: sf.learning.fed_avg(keras_model(), optax.sgd(0.1), injected(rate)),
+            "finalizer/learning_rate 0.1 there and finalizer/learning_rate 0.2 here",
+        ),
+    ],
+    ids=["client Keras", "server Keras", "server injected"],
+)
+def test_a_rate_in_the_state_is_the_run_s(build: Callable[[float], Process], words: str, tmp_path: Path) -> None:
+    first = run(build(0.1), tmp_path, rounds=2)
+    assert run(build(0.1), tmp_path, rounds=2).metrics == first.metrics
+    refused(build(0.2), tmp_path, words)
+    refused(build(0.1 + 1e-7), tmp_path, "the first state")
+    assert len(run(build(0.1), tmp_path, rounds=3).metrics) == 3
+
+
+def test_a_keras_model_goes_on_in_one_process_and_with_a_seed_in_all(tmp_path: Path) -> None:
+    import keras
+
+    def built() -> Process:
+        keras.utils.set_random_seed(3)
+        return sf.learning.fed_avg(keras_model(None), optax.sgd(0.1))
+
+    first, second = built(), built()
+    assert first.model is not None
+    assert second.model is not None
+    assert first.model.name != second.model.name
+    run(first, tmp_path, rounds=1)
+    assert len(run(second, tmp_path, rounds=2).metrics) == 2
+    unseeded = sf.learning.fed_avg(keras_model(None), optax.sgd(0.1))
+    refused(unseeded, tmp_path, r"build the model with a seed \(pass a builder to from_keras, or keras.utils")
+
+
+def test_the_history_is_json_for_every_reader_and_gives_back_what_was(process: Process, tmp_path: Path) -> None:
+    def evaluate(weights: Any) -> dict[str, Any]:
+        return {"loss": float("nan"), "bounds": [float("-inf"), 1.0, {"high": float("inf")}], "none": None}
+
+    through = run(process, tmp_path / "through", rounds=2, evaluate=evaluate)
+    run(process, tmp_path / "pieces", rounds=1, evaluate=evaluate)
+    resumed = run(process, tmp_path / "pieces", rounds=2, evaluate=evaluate)
+    assert repr(resumed.evaluations) == repr(through.evaluations)
+    assert repr(resumed.evaluations[0]["bounds"]) == "[-inf, 1.0, {'high': inf}]"
+    assert content(tmp_path / "pieces") == content(tmp_path / "through")
+    lines = [
+        json.loads(line, parse_constant=pytest.fail)
+        for line in (tmp_path / "pieces" / HISTORY).read_text().splitlines()
+    ]
+    assert lines[0]["evaluation"] == {"loss": None, "bounds": [None, 1.0, {"high": None}], "none": None}
+    assert lines[0]["not_finite"][0] == [["evaluation", "loss"], "nan"]
 
 
 def test_the_runtime_may_change(process: Process, whole: Path) -> None:

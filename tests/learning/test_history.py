@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import sumfold as sf
-from sumfold.learning.history import History, entries, flat, headline, plain, scalars
+from sumfold.learning.history import History, decoded, encoded, entries, flat, headline, plain, scalars
 
 
 def state(number: int) -> sf.State:
@@ -112,6 +112,15 @@ def test_names_are_paths() -> None:
     assert list(headline(metrics(0.5))) == ["loss", "accuracy"]
     assert headline({}) == {}
     assert scalars({"auc": 0.5, "loss": 0.1, "curve": [1], "group/num_x": 3}) == {"loss": 0.1, "auc": 0.5}
+
+
+def test_a_line_says_which_numbers_json_has_not() -> None:
+    entry = {"round": 0, "metrics": {"a": [1.0, [-math.inf]], "b": None}, "evaluation": {"loss": math.nan}}
+    line = json.loads(json.dumps(encoded(entry), allow_nan=False))
+    assert line["metrics"] == {"a": [1.0, [None]], "b": None}
+    assert repr(decoded(line)) == repr(entry)
+    finite = {"round": 0, "metrics": {"a": 1}, "evaluation": None}
+    assert encoded(finite) == decoded(dict(finite)) == finite
 
 
 def test_only_numbers_and_words_become_json() -> None:

@@ -186,3 +186,86 @@ def test_a_schedule_is_for_clients_and_must_return_an_optimizer():
     client = as_client_optimizer(lambda r: 0.1)
     with pytest.raises(sf.CompositionError, match=r"client_optimizer\(round\) is a float"):
         client.init(PARAMS, {}, jnp.int32(0))
+
+
+# ---------------------------------------------------------------------------------------- schedules of their own
+
+SUM_OF_SQUARES = sf.models.from_functions(
+    lambda key: jnp.zeros(2), lambda w, x: x @ w, lambda outputs, y: (outputs - y) ** 2
+)
+ROWS = [(np.ones((4, 2), np.float32), np.ones(4, np.float32))]
+
+
+def test_what_a_schedule_computes_is_reported_and_cannot_be_set():
+    scheduled = optax.inject_hyperparams(optax.adam)(learning_rate=optax.linear_schedule(0.1, 0.0, 10), b1=0.8)
+    optimizer = as_optimizer(scheduled, "server_optimizer")
+    state = optimizer.init(PARAMS)
+    shown = optimizer.read(state)
+    assert "learning_rate" not in shown
+    assert float(shown["b1"]) == pytest.approx(0.8)
+    assert float(optimizer.rate(state)) == pytest.approx(0.1)
+    same = optimizer.write(state, {"learning_rate": jnp.float32(9)})
+    assert [np.asarray(a).tolist() for a in jax.tree.leaves(same)] == [
+        np.asarray(a).tolist() for a in jax.tree.leaves(state)
+    ]
+
+    process = sf.learning.fed_avg(SUM_OF_SQUARES, scheduled, scheduled)
+    state = process.initialize()
+    for group in ("client_work", "finalizer"):
+        with pytest.raises(sf.CompositionError, match=rf"{group}.learning_rate.*schedule.*SF-COMP-022"):
+            process.set_hparams(state, {group: {"learning_rate": 0.5}})
+    state = process.set_hparams(state, {"client_work": {"b1": 0.5}})
+    assert process.get_hparams(state)["client_work"]["b1"] == 0.5
+    _, metrics = process.next(state, ROWS)
+    assert float(metrics["client_work"]["client_learning_rate"]) == pytest.approx(0.1)
+
+
+def test_the_rate_of_a_schedule_alone_is_that_of_the_step():
+    process = sf.learning.fed_avg(
+        SUM_OF_SQUARES, optax.inject_hyperparams(optax.sgd)(learning_rate=optax.constant_schedule(0.1))
+    )
+    state = process.initialize()
+    assert "schedule" in process.get_hparams(state)["client_work"]["unseen"]
+    after, metrics = process.next(state, ROWS)
+    assert float(metrics["client_work"]["client_learning_rate"]) == pytest.approx(0.1)
+    np.testing.assert_allclose(process.get_model_weights(after), 0.1 * 2 * np.ones(2), rtol=1e-6)
+
+
+def test_numbers_of_one_name_are_told_apart():
+    scale = optax.inject_hyperparams(optax.scale)
+    scheduled = scale(optax.constant_schedule(-1.0))
+    optimizer = as_optimizer(optax.chain(scale(0.1), scheduled, scale(0.2)), "client_optimizer")
+    state = optimizer.init(PARAMS)
+    assert {k: round(float(v), 6) for k, v in optimizer.read(state).items()} == {"step_size": 0.1, "step_size_3": 0.2}
+    changed = optimizer.write(state, {"step_size_3": jnp.float32(0.5)})
+    assert {k: round(float(v), 6) for k, v in optimizer.read(changed).items()} == {"step_size": 0.1, "step_size_3": 0.5}
+    params, _ = optimizer.update(GRADIENTS[0], changed, PARAMS)
+    np.testing.assert_allclose(params["b"], 0.5 + 0.1 * 0.5, rtol=1e-6)
+
+
+def test_a_keras_schedule_says_so_and_is_reported():
+    keras = pytest.importorskip("keras")
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)
+    optimizer = as_optimizer(keras.optimizers.SGD(schedule), "client_optimizer")
+    state = optimizer.init(PARAMS)
+    assert float(optimizer.rate(state)) == pytest.approx(0.1)
+    _, state = optimizer.update(GRADIENTS[0], state, PARAMS)
+    assert float(jax.jit(optimizer.rate)(state)) == pytest.approx(0.05)
+
+    process = sf.learning.fed_avg(SUM_OF_SQUARES, keras.optimizers.SGD(schedule), keras.optimizers.SGD(schedule))
+    state = process.initialize()
+    for shown in process.get_hparams(state).values():
+        assert "own schedule" in shown["unseen"]
+        assert "Keras to" not in shown["unseen"]
+    _, metrics = process.next(state, ROWS)
+    assert float(metrics["client_work"]["client_learning_rate"]) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("kind", ["wrapper", "factor"])
+def test_keras_optimizers_that_scale_the_loss_are_refused(kind):
+    keras = pytest.importorskip("keras")
+    given = keras.optimizers.SGD(0.1, loss_scale_factor=None if kind == "wrapper" else 8.0)
+    if kind == "wrapper":
+        given = keras.optimizers.LossScaleOptimizer(given)
+    with pytest.raises(sf.CompositionError, match=r"scales the loss.*SF-COMP-035"):
+        as_client_optimizer(given)

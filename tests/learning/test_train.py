@@ -178,6 +178,50 @@ def test_a_federation_is_evaluated_pooled(process: Process) -> None:
     assert run(process, rounds=1, evaluate=[client(i) for i in range(6)]).evaluations == pooled
 
 
+def test_lists_are_evaluated(process: Process) -> None:
+    listed = run(process, rounds=1, evaluate=(TEST[0].tolist(), TEST[1].tolist()))
+    assert listed.evaluations == run(process, rounds=1, evaluate=TEST).evaluations
+    weighted = run(process, rounds=1, evaluate=(*TEST, [1.0] * len(TEST[1])))
+    assert weighted.evaluations == listed.evaluations
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "error", "code", "words"),
+    [
+        ((TEST[0], TEST[1][1:]), sf.DataError, "SF-DATA-003", "evaluate: x has 104 rows and y has 103"),
+        ((*TEST, np.ones(3)), sf.DataError, "SF-DATA-003", "weight has 3"),
+        ((TEST[0][:, :2], TEST[1]), sf.TypeMismatchError, "SF-TRAIN-013", r"evaluate of x float32\[104, 2\]"),
+        (([[1.0, 2.0, 3.0], [4.0]], [1.0, 2.0]), sf.DataError, "SF-DATA-009", "evaluate: x is a list"),
+        ((TEST[0], ["a"] * 104), sf.DataError, "SF-DATA-007", "evaluate: y has dtype"),
+        (TEST[:1], sf.DataError, "SF-DATA-051", "client examples as a tuple"),
+    ],
+)
+def test_data_to_evaluate_is_checked_before_the_first_round(
+    process: Process,
+    evaluate: Any,
+    error: type[sf.SumfoldError],
+    code: str,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Process, "next", None)
+    with pytest.raises(error, match=words) as caught:
+        run(process, evaluate=evaluate)
+    assert caught.value.code == code
+    assert "train.py" not in [Path(entry.path).name for entry in caught.traceback]  # it ends at the caller's line
+
+
+def test_a_loss_that_is_not_per_example_is_named_before_the_first_round() -> None:
+    model = sf.models.from_functions(lambda key: jnp.zeros(3), lambda w, x: x @ w, lambda o, y: ((o - y) ** 2).mean())
+    with pytest.raises(sf.SumfoldError, match="the loss"):
+        run(sf.learning.fed_avg(model, optax.sgd(0.1)), evaluate=TEST)
+
+
+def test_no_rows_to_evaluate_are_no_error(process: Process) -> None:
+    history = run(process, rounds=1, evaluate=(TEST[0][:0], TEST[1][:0]))
+    assert history.evaluations == [{"round": 0, "loss": 0.0, "num_examples": 0}]
+
+
 def test_a_function_evaluates_the_weights(process: Process) -> None:
     history = run(process, evaluate=lambda w: {"norm": jnp.sum(w), "parts": {"first": np.float64(w[0])}})
     assert [entry["round"] for entry in history.evaluations] == [0, 1, 2, 3]

@@ -98,3 +98,19 @@ def test_a_key_is_given_only_to_those_that_take_one():
     model.apply(parts, x, KEY)
     assert seen == [False, True]
     linear().apply(linear().split(linear().init(KEY)), x, KEY)
+
+
+@pytest.mark.parametrize("leaf", ["relu", None.__class__, object()], ids=["str", "type", "object"])
+def test_init_returns_arrays(leaf):
+    with pytest.raises(sf.CompositionError, match=r"init returned a tree with a .*SF-COMP-036"):
+        linear(init=lambda key: {"w": np.zeros(2), "b": 0.0, "activation": leaf})
+
+
+def test_a_key_without_default_is_refused():
+    with pytest.raises(sf.CompositionError, match=r"key=None.*SF-COMP-037"):
+        linear(predict=lambda p, x, key: x @ p["w"])
+
+
+def test_an_example_that_predict_does_not_take():
+    with pytest.raises(sf.TypeMismatchError, match=r"x float32\[4, 3\].*SF-TYPE-002"):
+        linear(example=np.ones((4, 3), np.float32))

@@ -451,3 +451,79 @@ def test_without_keras_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "keras", None)
     with pytest.raises(MissingExtraError, match=r"sumfold\[keras\]"):
         from_keras(dense, "mse")
+
+
+# -- what is frozen --------------------------------------------------------------------------------------
+
+
+def frozen_net():
+    scaled = layers.Normalization(mean=[0.5, 0.0, 1.0], variance=[1.0, 2.0, 3.0])
+    adapted = layers.Normalization()
+    adapted.adapt(X)
+    still = layers.Dense(5, "tanh")
+    still.trainable = False
+    still_norm = layers.BatchNormalization()
+    still_norm.trainable = False
+    return keras.Sequential(
+        [keras.Input((3,)), adapted, scaled, still, still_norm, layers.BatchNormalization(), layers.Dense(4)]
+    )
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.table = layers.Embedding(10, 4)
+        self.table.trainable = False
+        self.normal = layers.BatchNormalization()
+        self.out = layers.Dense(2)
+
+    def call(self, x, training=False):
+        return self.out(self.normal(self.table(x), training=training))
+
+
+def subclassed_net(told=True):
+    net = Subclassed()
+    foreign(net)(np.ones((2, 5), np.int32))
+    if not told:
+        net.get_build_config = dict
+    return net
+
+
+@pytest.mark.parametrize(
+    ("build", "statistics"),
+    [
+        (frozen_net, 2),
+        (subclassed_net, 2),
+        (lambda: subclassed_net(told=False), 2),
+        (lambda: keras.Model(i := keras.Input((3,)), layers.SpectralNormalization(layers.Dense(2))(i)), 1),
+    ],
+    ids=["sequential", "subclassed", "shape unknown", "spectral"],
+)
+def test_only_what_training_assigns_is_averaged(build, statistics):
+    net = foreign(build)()
+    template = from_keras(net, "mse").template
+    assert len(jax.tree.leaves(template.statistics)) == statistics
+    assert len(jax.tree.leaves(template.constants)) == len(net.non_trainable_weights) - statistics
+
+
+def test_frozen_layers_stay_bit_for_bit_and_are_not_uploaded():
+    net = foreign(frozen_net)()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    process = sf.learning.fed_avg(
+        from_keras(net, loss), optax.sgd(0.1), batching=sf.Batching(size=4, drop_remainder=True)
+    )
+    state = process.initialize()
+    before = process.get_model_weights(state)
+    clients = [(X, CLASSES), (2 * X + 1, CLASSES)]
+    leaves = process.explain(clients)
+    for _ in range(2):
+        state, _ = process.next(state, clients)
+    after = process.get_model_weights(state)
+    moved = [
+        np.asarray(a).tobytes() != np.asarray(b).tobytes()
+        for a, b in zip(before.non_trainable, after.non_trainable, strict=True)
+    ]
+    averaged = {id(v) for v in net.layers[-2].non_trainable_weights}
+    assert moved == [id(v) in averaged for v in net.non_trainable_weights]
+    assert differ(before.trainable, after.trainable)
+    assert leaves.count("statistics/") == sum(moved), leaves

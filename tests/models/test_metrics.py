@@ -1,5 +1,6 @@
 """Metrics are sums over examples: splitting, padding and weighting never change them."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -118,3 +119,11 @@ def test_a_metric_that_is_not_per_example(shape):
 def test_metrics_that_cannot_be_used(metrics, words):
     with pytest.raises(sf.CompositionError, match=words):
         as_metrics(metrics)
+
+
+def test_auc_takes_one_hot_labels():
+    scores = jnp.array([[0.2, 0.1], [0.0, 0.4], [0.3, 0.35], [0.1, 0.8]])
+    y = jnp.array([0, 0, 1, 1])
+    expected = sf.metrics.auc.finish(sf.metrics.auc.measure(scores, y, jnp.ones(4)))
+    for labels in (jax.nn.one_hot(y, 2), jax.nn.one_hot(y, 2, dtype=jnp.int32), y[:, None]):
+        assert sf.metrics.auc.finish(sf.metrics.auc.measure(scores, labels, jnp.ones(4))) == expected

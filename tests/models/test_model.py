@@ -186,7 +186,7 @@ def test_trees_of_features_are_filled_too():
 
 def test_check_gives_the_shape_of_the_outputs_without_running():
     shapes = Batch((tree.shape((4, 3), "float32"), tree.shape((4,), "int32")), tree.shape((4,), "bool"))
-    assert MODEL.check(PARTS, shapes) == (4, 2)
+    assert MODEL.check(PARTS, shapes).shape == (4, 2)
 
 
 def test_partition_and_combine():
@@ -196,3 +196,43 @@ def test_partition_and_combine():
     assert [s.path for s in tree.specs(others)] == ["deep/0", "n"]
     assert tree.structure(combine(floats, others)) == tree.structure(weights)
     assert Parts(floats, (), others).statistics == ()
+
+
+WEIGHTS = MODEL.init(KEY)
+
+
+def test_wrong_features_are_explained():
+    for use in (lambda x: MODEL.predict(WEIGHTS, x), lambda x: MODEL.evaluate(WEIGHTS, x, Y)):
+        with pytest.raises(sf.TypeMismatchError, match=r"x float32\[5, 4\].*SF-TYPE-002") as caught:
+            use(np.ones((ROWS, 4), np.float32))
+        assert isinstance(caught.value.__cause__, TypeError)
+    with pytest.raises(sf.DataError, match="SF-DATA-007"):
+        MODEL.predict(WEIGHTS, [["a"]])
+    with pytest.raises(sf.DataError, match="SF-DATA-008"):
+        MODEL.evaluate(WEIGHTS, 3.0, Y)
+
+
+def test_lists_are_arrays():
+    np.testing.assert_array_equal(MODEL.predict(WEIGHTS, X.tolist()), MODEL.predict(WEIGHTS, X))
+    assert MODEL.evaluate(WEIGHTS, X.tolist(), Y.tolist(), [1.0] * ROWS) == MODEL.evaluate(WEIGHTS, X, Y)
+    assert MODEL.evaluate(WEIGHTS, [], [])["num_examples"] == 0
+
+
+def test_weights_are_one_a_row():
+    weight = np.arange(ROWS, dtype=np.float32)
+    flat = MODEL.evaluate(WEIGHTS, X, Y, weight)
+    assert MODEL.evaluate(WEIGHTS, X, Y, weight[:, None]) == flat
+    for wrong in (np.ones((ROWS, 2)), np.ones((ROWS, 1, 1))):
+        with pytest.raises(sf.DataError, match=r"example_weight.*SF-DATA-056"):
+            MODEL.evaluate(WEIGHTS, X, Y, wrong)
+
+
+def test_weights_of_clients_are_one_a_row():
+    process = sf.learning.fed_avg(MODEL, optax.sgd(0.1))
+    state = process.initialize()
+    weight = np.arange(ROWS, dtype=np.float32)
+    flat, _ = process.next(state, [(X, Y, weight)])
+    column, _ = process.next(state, [(X, Y, weight[:, None])])
+    assert bits(process.get_model_weights(flat)) == bits(process.get_model_weights(column))
+    with pytest.raises(sf.DataError, match=r"example_weight that is of shape.*SF-DATA-056"):
+        process.next(state, [(X, Y, np.ones((ROWS, 2), np.float32))])

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.tiny
 FLOORS = [
     ("errors", "tree", "keys"),
     ("core",),
-    ("aggregators", "privacy", "models", "data"),
+    ("data", "aggregators", "privacy", "models"),
     ("simulation",),
     ("learning", "language", "analytics"),
     ("wire", "secagg"),

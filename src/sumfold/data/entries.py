@@ -204,7 +204,8 @@ def _converted(value: Any, who: str, name: str) -> Array:
     if hasattr(value, "detach"):  # torch refuses __array__ for tensors with gradients or on a device
         value = value.detach().cpu()
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
+        return _frame(value, array) if array.dtype == object and hasattr(value, "columns") else array
     except (ValueError, TypeError) as error:
         raise DataError(
             "SF-DATA-009",
@@ -212,6 +213,52 @@ def _converted(value: Any, who: str, name: str) -> Array:
             "rows of the same shape",
             "pad or cut the rows to one length, or give one array per feature",
         ) from error
+
+
+def _frame(df: Any, array: Array) -> Array:
+    """A data frame of several dtypes, else an array of objects, as numbers if its columns are; booleans are 0, 1."""
+    columns = [np.asarray(df[name]) for name in df.columns]
+    return np.stack(columns, axis=1) if columns and all(is_numeric(column.dtype) for column in columns) else array
+
+
+def check_range(examples: Tree, starts: Array, counts: Array, order: Array | None, ids: Ids) -> None:
+    """Refuse integers that would wrap in JAX, which keeps 32 bits of them unless jax_enable_x64 is on.
+
+    Memory maps of more than 64 MiB are not looked at.
+
+    Args:
+        examples: the rows of all clients.
+        starts, counts, order, ids: whose they are, as in `Federation`.
+
+    Raises:
+        DataError: naming the first such client (SF-DATA-028).
+    """
+    leaves, structure = flatten(examples)
+    for name, leaf in zip(leaf_names(structure), leaves, strict=True):
+        large_map = isinstance(leaf, np.memmap) and leaf.nbytes > 64 * 2**20
+        if leaf.dtype not in (np.int64, np.uint64) or not leaf.size or large_map:
+            continue
+        kept = np.iinfo(np.int32 if leaf.dtype == np.int64 else np.uint32)
+        low, high = int(leaf.min()), int(leaf.max())
+        if (kept.min <= low and high <= kept.max) or _has_x64():
+            continue
+        outside = ((leaf < kept.min) | (leaf > kept.max)).reshape(len(leaf), -1).any(1)
+        rows = np.flatnonzero(outside if order is None else outside[order])
+        place = np.flatnonzero((starts <= rows[:1]) & (rows[:1] < starts + counts)) if len(rows) else rows
+        who = f"client {ids[int(place[0])]!r}: " if len(place) else ""
+        raise DataError(
+            "SF-DATA-028",
+            f"{who}{name} has {leaf.dtype} values from {low} to {high} over all clients",
+            f"integers from {kept.min} to {kept.max}: JAX keeps 32 bits, and larger ones would wrap silently",
+            "number the values anew over all clients at once (np.unique(values, return_inverse=True)[1]), convert them "
+            'to floats, or call jax.config.update("jax_enable_x64", True) first',
+        )
+
+
+def _has_x64() -> bool:
+    import jax  # only now: client data is read without it
+
+    return jax.dtypes.canonicalize_dtype(np.int64) == np.int64
 
 
 def _sample(array: Array) -> str:

@@ -137,7 +137,7 @@ class Federation:
         examples = entries.unflatten(part.structure, part.leaves)
         if offsets is not None:
             bounds = checked_offsets(offsets, part.rows)
-            return cls(range(len(bounds) - 1), examples, bounds[:-1], np.diff(bounds))
+            return _in_range(cls(range(len(bounds) - 1), examples, bounds[:-1], np.diff(bounds)))
         ids, owner = grouped(client_ids, part.rows)
         return owned(examples, owner, ids)
 
@@ -520,7 +520,7 @@ def owned(examples: Tree, owner: Int64, ids: Ids) -> Federation:
     counts = np.bincount(owner, minlength=len(ids)).astype(np.int64)
     grouped = bool(np.all(owner[1:] >= owner[:-1]))
     order = None if grouped else np.argsort(owner, kind="stable").astype(np.int64)
-    return Federation(ids, examples, np.cumsum(counts) - counts, counts, order)
+    return _in_range(Federation(ids, examples, np.cumsum(counts) - counts, counts, order))
 
 
 def _assembled(client_data: Any, kept: Kept, batched: bool | None) -> Federation:
@@ -531,7 +531,13 @@ def _assembled(client_data: Any, kept: Kept, batched: bool | None) -> Federation
     lengths = None
     if any(client.batched for client in clients):
         lengths = tuple([np.array([p.rows for p in c.parts if p.rows], np.int64) for c in clients])
-    return Federation(ids, examples, np.cumsum(counts) - counts, counts, None, lengths)
+    return _in_range(Federation(ids, examples, np.cumsum(counts) - counts, counts, None, lengths))
+
+
+def _in_range(federation: Federation) -> Federation:
+    """The federation, unless its integers do not fit into JAX's."""
+    entries.check_range(federation.examples, federation.starts, federation.counts, federation.order, federation.ids)
+    return federation
 
 
 def _tree(x: Tree, y: Any, weight: Any) -> Tree:

@@ -351,9 +351,8 @@ def identity(process: Process, federation: Federation, state: State, clients_per
 def _readable(process: Process, state: State) -> str:
     """The hyperparameters that can be read, in words; their last digits are in the state's digest."""
     values = {name: value for name, value in flat(process.get_hparams(state)).items() if not isinstance(value, str)}
-    return ", ".join(
-        f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
-    )
+    words = [f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()]
+    return ", ".join(words)
 
 
 def _digest(state: State) -> str:

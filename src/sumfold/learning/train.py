@@ -110,8 +110,8 @@ def train(
     listeners = _listeners(callbacks, evaluate)
     federation, _ = as_federation(train, None, {})
     _check_cohorts(federation, clients_per_round, cohorts, rounds)
+    measure = _evaluation(process, evaluate)
     begin = process.initialize(seed) if state is None else recognise(process.round, process._template, state)
-    measure = _evaluation(process, evaluate, begin)
     drawn = "given by cohorts" if cohorts is not None else str(clients_per_round or "everybody")
 
     with contextlib.ExitStack() as stack:
@@ -260,7 +260,7 @@ def _cohorts(
             yield [federation.ids[position] for position in np.sort(drawn).tolist()]
 
 
-def _evaluation(process: Process, evaluate: Any, begin: State) -> Callable[[State], Any] | None:
+def _evaluation(process: Process, evaluate: Any) -> Callable[[State], Any] | None:
     """State -> what was measured; data that the model does not take is refused now."""
     if evaluate is None:
         return None
@@ -279,18 +279,18 @@ def _evaluation(process: Process, evaluate: Any, begin: State) -> Callable[[Stat
     part = read_part(pooled, "evaluate: ")
     examples = unpack(unflatten(part.structure, part.leaves))
     if part.rows:
-        _check_evaluation(model, process.get_model_weights(begin), examples, part.rows)
+        _check_evaluation(model, examples, part.rows)
     return lambda state: model.evaluate(process.get_model_weights(state), *examples)
 
 
-def _check_evaluation(model: Model, weights: Any, examples: tuple[Any, Any, Any], rows: int) -> None:
+def _check_evaluation(model: Model, examples: tuple[Any, Any, Any], rows: int) -> None:
     """Trace the evaluation, on shapes alone."""
     shapes = jax.tree.map(
         lambda a: tree.shape(a.shape, jax.dtypes.canonicalize_dtype(a.dtype)),
         examples[:2] if examples[2] is None else examples,
     )
     try:
-        jax.eval_shape(model.measure, tree.shapes(model.split(weights)), Batch(shapes, tree.shape((rows,), bool)))
+        jax.eval_shape(model.measure, model.template, Batch(shapes, tree.shape((rows,), bool)))
     except SumfoldError:
         raise
     except Exception as error:

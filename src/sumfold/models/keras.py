@@ -280,22 +280,29 @@ def assigned(keras: Any, model: Any) -> list[bool]:
     as not assigned, and all others as assigned.
     """
     variables = list(model.non_trainable_weights)
+    if not variables:
+        return []
     for size in (2, 64):
         with contextlib.suppress(Exception):  # whatever a model raises on an input that was only guessed
             x = inputs_of(keras, model, size)
-            return [] if not variables else traced_assignments(keras, model, variables, x)
+            return traced_assignments(keras, model, variables, x)
     frozen = {id(v) for layer in layers_of(model) for v in layer._trainable_variables}
-    fixed = {
-        id(v) for layer in layers_of(model) if isinstance(layer, keras.layers.Normalization) for v in layer.weights
-    }
+    still = [layer for layer in layers_of(model) if keeps_still(keras, layer)]
+    fixed = {id(v) for layer in still for v in layer.weights}
     return [id(v) not in frozen | fixed for v in variables]
+
+
+def keeps_still(keras: Any, layer: Any) -> bool:
+    """Whether a layer of Keras's has floating weights that are not trained and that training does not assign."""
+    frozen = isinstance(layer, keras.layers.BatchNormalization) and not layer.trainable
+    return frozen or isinstance(layer, keras.layers.Normalization)
 
 
 def inputs_of(keras: Any, model: Any, size: int) -> Tree:
     """Shapes of one batch of a model's inputs; axes of any length get this one.
 
     Raises:
-        AttributeError, ValueError, TypeError: when the model does not say what it takes.
+        Exception: of any kind, when the model does not say what it takes.
     """
 
     def example(one: Any) -> Any:
@@ -303,6 +310,8 @@ def inputs_of(keras: Any, model: Any, size: int) -> Tree:
             tuple(size if n is None else n for n in one.shape), keras.backend.standardize_dtype(one.dtype)
         )
 
+    if isinstance(model, keras.Sequential):
+        return example(model.inputs[0])
     if getattr(model, "inputs", None):
         return jax.tree.map(example, model.input)
     shape = model.get_build_config()["input_shape"]
