@@ -207,7 +207,9 @@ def test_wrong_features_are_explained():
             use(np.ones((ROWS, 4), np.float32))
         assert isinstance(caught.value.__cause__, TypeError)
     with pytest.raises(sf.DataError, match="SF-DATA-007"):
-        MODEL.predict(WEIGHTS, [["a"]])
+        MODEL.predict(WEIGHTS, np.array([["a"]]))
+    with pytest.raises(sf.DataError, match="SF-DATA-009"):
+        MODEL.predict(WEIGHTS, [[1.0, 2.0], [3.0]])
     with pytest.raises(sf.DataError, match="SF-DATA-008"):
         MODEL.evaluate(WEIGHTS, 3.0, Y)
 

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.tiny
 FLOORS = [
     ("errors", "tree", "keys"),
     ("core",),
-    ("data", "aggregators", "privacy", "models"),
+    ("aggregators", "privacy", "models", "data"),
     ("simulation",),
     ("learning", "language", "analytics"),
     ("wire", "secagg"),

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from sumfold import tree
 from sumfold.core.foreign import foreign
 from sumfold.core.round import Batch
-from sumfold.data.entries import to_array
 from sumfold.errors import DataError, SumfoldError, TypeMismatchError, user_facing
 from sumfold.keys import Key
 from sumfold.models.metrics import Metric, one_per_example, ratio
@@ -347,7 +346,21 @@ def _arrays(given: Tree, name: str) -> Tree:
         return isinstance(node, (bool, int, float, complex, np.generic)) or (isinstance(node, list) and not node)
 
     def array(leaf: Any) -> NDArray[Any]:
-        return tree.canonical(to_array(leaf, "", name))
+        try:
+            made = np.asarray(leaf)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                "SF-DATA-009", f"{name} is no regular array ({error})", "rows of the same shape", "pad or cut the rows"
+            ) from error
+        if not (jnp.issubdtype(made.dtype, np.number) or made.dtype == np.bool_):
+            raise DataError(
+                "SF-DATA-007", f"{name} has dtype {made.dtype}", "numbers or booleans", "encode categories as integers"
+            )
+        if made.ndim == 0:
+            raise DataError(
+                "SF-DATA-008", f"{name} is a single number", "an axis of rows first", "for one row write x[None]"
+            )
+        return tree.canonical(made)
 
     return jax.tree.map(array, given, is_leaf=lambda node: isinstance(node, list) and written_out(node))
 
