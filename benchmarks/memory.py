@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 import sumfold as sf
+from sumfold.core.cohort import Cohort
 
 PARAMETERS = 1_000_000
 FEATURES = 1_000
@@ -49,9 +50,7 @@ def main() -> None:
     copy = 4 * PARAMETERS
     bound = process._run
     plans = tuple(
-        bound.placement.clients(
-            sf.core.driver.Cohort(federation, np.arange(clients)), phase.work.batching, state.seed, 1
-        )
+        bound.placement.clients(Cohort(federation, np.arange(clients)), phase.work.batching, state.seed, 1)
         for phase in process.round.phases
     )
     examples = bound.placement.examples(federation)

@@ -14,7 +14,8 @@ import numpy as np
 from sumfold import keys, tree
 from sumfold.core.batching import Batching
 from sumfold.core.client import Briefing, Start, client_half
-from sumfold.core.driver import Cohort, Runtime, begin, nothing, play, step
+from sumfold.core.cohort import Cohort
+from sumfold.core.driver import Runtime, begin, nothing, play, step
 from sumfold.core.group import Group, add, maximum, minimum, modular, stack
 from sumfold.core.round import Batch, Measured, Phase, Report, Round, Task, Work
 from sumfold.core.stage import Contribution, Stage

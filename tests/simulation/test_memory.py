@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import sumfold as sf
-from sumfold.core.driver import Cohort
+from sumfold.core.cohort import Cohort
 
 SIDE = 200
 

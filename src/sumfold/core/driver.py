@@ -8,7 +8,7 @@ network. Nothing else differs between them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from sumfold import keys, tree
 from sumfold.core.client import Briefing, Start, client_half, report_shapes
+from sumfold.core.cohort import Cohort
 from sumfold.core.group import add
 from sumfold.core.round import Measured, Metrics, Phase, Round
 from sumfold.core.store import ClientStore
@@ -25,7 +26,7 @@ from sumfold.errors import CompositionError, DataError, StateError
 from sumfold.keys import Key
 from sumfold.tree import Leaf, Tree
 
-__all__ = ["ClientData", "Cohort", "Outcome", "Runtime", "State", "Totals", "begin", "play", "step"]
+__all__ = ["Outcome", "Runtime", "State", "Totals", "begin", "play", "step"]
 
 NOBODY = np.int32(2**31 - 1)
 """`Totals.invalid` when no client had an invalid weight."""
@@ -53,46 +54,6 @@ class State(NamedTuple):
     stages: Tree
     clients: ClientStore
     fingerprint: Leaf
-
-
-@runtime_checkable
-class ClientData(Protocol):
-    """What a runtime needs to know of a federation; `sumfold.data.Federation` is one."""
-
-    @property
-    def ids(self) -> Sequence[Any]:
-        """The clients' ids."""
-
-    @property
-    def examples(self) -> Tree:
-        """All rows of all clients: a tree of arrays with one leading axis; None when there are none."""
-
-    @property
-    def starts(self) -> NDArray[np.int64]:
-        """int64[K], where each client's rows begin."""
-
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        """int64[K], how many rows each client holds."""
-
-    @property
-    def order(self) -> NDArray[np.int64] | None:
-        """Row numbers that `starts` point into, or None when they point into the rows themselves."""
-
-    @property
-    def batch_sizes(self) -> Sequence[NDArray[np.int64]] | None:
-        """For ready-made batches, each client's batch lengths; None for examples."""
-
-
-class Cohort(NamedTuple):
-    """The clients of one round: positions int64[K] in a federation."""
-
-    data: ClientData
-    positions: NDArray[np.int64]
-
-    def client(self, place: int) -> Any:
-        """The id of the client at one place of the cohort."""
-        return self.data.ids[int(self.positions[place])]
 
 
 class Totals(NamedTuple):

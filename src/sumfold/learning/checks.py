@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from sumfold import tree
 from sumfold.aggregators import mean
 from sumfold.core.batching import Batching
+from sumfold.core.cohort import batch_shapes, widths
 from sumfold.core.round import Batch, Round
 from sumfold.core.stage import Stage
 from sumfold.data import Federation
@@ -20,9 +20,9 @@ from sumfold.models.model import Model, Parts, unpack
 
 __all__ = [
     "Labels",
-    "batch_shapes",
     "batching_for",
     "check_aggregator",
+    "check_batches",
     "check_labels",
     "check_model",
     "check_seed",
@@ -101,7 +101,7 @@ def _coupled(model: Model, what: str) -> CompositionError:
     )
 
 
-def batch_shapes(federation: Federation, round: Round, model: Model | None, batching: Batching | None) -> Batch | None:
+def check_batches(federation: Federation, round: Round, model: Model | None, batching: Batching | None) -> Batch | None:
     """The shapes of a batch as the clients' steps will see it; None when there is no row.
 
     Args:
@@ -128,14 +128,9 @@ def batch_shapes(federation: Federation, round: Round, model: Model | None, batc
             raise _coupled(model, f"ready-made batches of {sorted(lengths)} rows")
         if ready is None and batching is None:
             raise _coupled(model, "the default batching")
-    if not int(federation.counts.sum()):
+    if not len(federation):
         return None
-    own = round.phases[0].work.batching
-    width = max(lengths, default=1) if ready is not None else own.width(int(federation.counts.max()))
-    shapes = jax.tree.map(
-        lambda a: tree.shape((width, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype)), federation.examples
-    )
-    return Batch(shapes, tree.shape((width,), bool))
+    return batch_shapes(federation, int(widths(federation, round.phases[0].work.batching).max()))
 
 
 class Labels(NamedTuple):

@@ -17,13 +17,14 @@ import numpy as np
 
 from sumfold import keys, tree
 from sumfold.core.batching import Batching
-from sumfold.core.driver import Cohort, Outcome, Runtime, State, begin, recognise, step
+from sumfold.core.cohort import Cohort
+from sumfold.core.driver import Outcome, Runtime, State, begin, recognise, step
 from sumfold.core.group import add
 from sumfold.core.round import Batch, Metrics, Round
 from sumfold.data import Federation
 from sumfold.data.clients import as_federation
 from sumfold.errors import CompositionError, user_facing
-from sumfold.learning.checks import Labels, batch_shapes, check_labels, check_seed, labels_of
+from sumfold.learning.checks import Labels, check_batches, check_labels, check_seed, labels_of
 from sumfold.learning.explain import explain
 from sumfold.models.model import Model, Parts
 from sumfold.simulation import Simulation
@@ -256,7 +257,7 @@ class Process:
     def _check(self, federation: Federation, state: State) -> Batch | None:
         """Refuse data that this process cannot take; the shapes of one batch, or None when there are no rows."""
         if federation not in self._checked:
-            batch, labels = batch_shapes(federation, self.round, self.model, self.batching), None
+            batch, labels = check_batches(federation, self.round, self.model, self.batching), None
             if batch is not None and self.model is not None and self.parts is not None:
                 labels = labels_of(federation, self.model, self.parts(state.algorithm), batch)
             if batch is not None:

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from sumfold import keys, tree
 from sumfold.client.runner import Answer, Runner
 from sumfold.core.client import Briefing, Keeping, Start, Upload, client_half
-from sumfold.core.driver import ClientData, Cohort, Outcome, State, Totals, check_groups, nothing, play
+from sumfold.core.cohort import Cohort, batch_shapes, widths
+from sumfold.core.driver import Outcome, State, Totals, check_groups, nothing, play
 from sumfold.core.group import KINDS, add
 from sumfold.core.round import Batch, Phase, Round
 from sumfold.errors import WireError
@@ -65,7 +67,8 @@ class _Bound:
         memories: list[dict[int, Tree]] = []
 
         def sigma(i: int, briefing: Briefing, carried: dict[int, list[Any]]) -> tuple[Totals, dict[int, list[Any]]]:
-            shapes.append(_Shapes.of(self.round.phases[i], briefing, shapes[-1].kept if shapes else ()))
+            phase, kept_before = self.round.phases[i], shapes[-1].kept if shapes else ()
+            shapes.append(_Shapes.of(phase, briefing, kept_before, widths(cohort.data, phase.work.batching)))
             now = shapes[-1]
             totals = nothing(self.round, i, briefing, now.kept_before, places)
             kept: dict[int, list[Any]] = {}
@@ -119,23 +122,21 @@ class _Bound:
     ) -> tuple[Answer, Runner, Assignment]:
         """Send one client its assignment and let it run, as a network would."""
         position = int(cohort.positions[place])
-        examples, sizes = _own(cohort.data, position)
-        client = cohort.data.ids[position]
-        runner = self._runner(i, briefing, shapes.kept_before, cohort.data, position)
+        data, client = cohort.data, cohort.client(place)
+        runner = self._runner(i, briefing, shapes.kept_before, batch_shapes(data, int(shapes.widths[position])))
         head = Assignment(runner.id, int(state.round), i, (int(state.seed[0]), int(state.seed[1])), keys.code(client))
         held = state.clients.get(client)
         answer = runner.run(
             codec.encode(head, [np.asarray(leaf) for leaf in jax.tree.leaves(briefing)]),
-            examples,
-            batch_sizes=sizes,
+            data.take(position),
+            batch_sizes=None if data.batch_sizes is None else data.batch_sizes[position],
             memory=None if held is None else jax.tree.leaves(held[i]),
             kept=kept,
         )
         return answer, runner, head
 
-    def _runner(self, i: int, briefing: Briefing, kept: Tree, data: ClientData, position: int) -> Runner:
-        """The loaded plan for this client's batch width and element types; exported at first need."""
-        batch = _batch_shapes(self.round.phases[i], data, position)
+    def _runner(self, i: int, briefing: Briefing, kept: Tree, batch: Batch | None) -> Runner:
+        """The loaded plan for batches of this width and these element types; exported at first need."""
         at = (i, tree.specs(batch))
         if at not in self.runners:
             self.runners[at] = Runner(export_plan(self.round, i, briefing, kept, batch))
@@ -159,9 +160,10 @@ class _Shapes(NamedTuple):
     kept: Tree
     memory: Any
     upload: Any
+    widths: NDArray[np.int64]
 
     @classmethod
-    def of(cls, phase: Phase, briefing: Briefing, kept: Tree) -> _Shapes:
+    def of(cls, phase: Phase, briefing: Briefing, kept: Tree, widths: NDArray[np.int64]) -> _Shapes:
         half = client_half(phase)
 
         def run(briefing: Briefing, kept: Tree) -> tuple[Upload, Keeping]:
@@ -171,34 +173,11 @@ class _Shapes(NamedTuple):
 
         upload, keeping = jax.eval_shape(run, briefing, kept)
         structures = tree.structure(keeping.memory), tree.structure((upload.parts, upload.metrics))
-        return cls(kept, keeping.kept, *structures)
+        return cls(kept, keeping.kept, *structures, widths)
 
 
 def _arrays_of(manifest: PlanManifest, report: Report) -> tuple[Spec, ...]:
     return manifest.upload if report.finite and report.weights_valid else ()
-
-
-def _own(data: ClientData, position: int) -> tuple[Tree, Any]:
-    """One client's rows, and its ready-made batches' lengths."""
-    begin, count = int(data.starts[position]), int(data.counts[position])
-    rows = slice(begin, begin + count) if data.order is None else data.order[begin : begin + count]
-    sizes = None if data.batch_sizes is None else data.batch_sizes[position]
-    return jax.tree.map(lambda a: np.asarray(a[rows]), data.examples), sizes
-
-
-def _batch_shapes(phase: Phase, data: ClientData, position: int) -> Batch | None:
-    """The shapes of one of this client's batches; None when the federation has no row at all."""
-    leaves = jax.tree.leaves(data.examples)
-    if not leaves or not len(leaves[0]):
-        return None
-    if data.batch_sizes is not None:
-        width = max((int(sizes.max(initial=1)) for sizes in data.batch_sizes), default=1)
-    else:
-        width = phase.work.batching.width(int(data.counts[position]))
-    shapes = jax.tree.map(
-        lambda a: tree.shape((width, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype)), data.examples
-    )
-    return Batch(shapes, tree.shape((width,), bool))
 
 
 def _compiled(phase: Phase) -> Phase:

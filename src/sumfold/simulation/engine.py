@@ -12,7 +12,8 @@ import numpy as np
 
 from sumfold import keys, tree
 from sumfold.core.client import Briefing, ClientHalf, Keeping, Memory, Start, client_half
-from sumfold.core.driver import Cohort, Outcome, State, Totals, check_groups, nothing, play
+from sumfold.core.cohort import Cohort
+from sumfold.core.driver import Outcome, State, Totals, check_groups, nothing, play
 from sumfold.core.group import KINDS
 from sumfold.core.round import Round
 from sumfold.core.store import ClientStore

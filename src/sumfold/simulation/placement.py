@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sumfold import keys, tree
-from sumfold.core.batching import Batching, plan, plan_ready
-from sumfold.core.driver import ClientData, Cohort
+from sumfold.core.batching import Batching, Plan, plan, plan_ready
+from sumfold.core.cohort import ClientData, Cohort, widths
 from sumfold.simulation.stream import Clients
 from sumfold.tree import Leaf, Tree
 
@@ -49,9 +49,13 @@ class _Placed(NamedTuple):
 
 
 class _Layout(NamedTuple):
+    """What never changes about a federation under one batching, and the room that its cohorts got so far."""
+
     owner: weakref.ref[Any]
     codes: NDArray[np.uint32]
-    widths: tuple[int, ...]
+    widths: NDArray[np.int64]
+    chosen: tuple[int, ...]
+    steps: NDArray[np.int64]
     room: dict[tuple[int, int], int]
 
 
@@ -87,74 +91,65 @@ class Placement:
         """The cohort's plan, one entry for each batch width that the federation has."""
         data, positions = cohort
         layout = self._layout(data, batching)
-        counts = np.asarray(data.counts)[positions]
-        ready = data.batch_sizes
-        widths = np.array([batching.width(int(n)) for n in counts]) if self._many(data, batching) else None
         plans = []
-        for width in layout.widths:
-            chosen = np.arange(len(positions)) if widths is None else np.flatnonzero(widths == width)
-            at = positions[chosen]
-            if ready is None:
-                made = plan(counts[chosen], layout.codes[at], batching, seed, round)
+        for width in layout.chosen:
+            places = np.flatnonzero(layout.widths[positions] == width)
+            at = positions[places]
+            if data.batch_sizes is None:
+                made = plan(np.asarray(data.counts)[at], layout.codes[at], batching, seed, round)
             else:
-                made = plan_ready([ready[p] for p in at], width)
-            plans.append(self._pack(data, batching, at, chosen, made, width, layout, len(positions)))
+                made = plan_ready([data.batch_sizes[p] for p in at], width)
+            steps = _reserve(layout, width, len(positions), len(made.rows))
+            plans.append(_pack(data, layout.codes, at, places, made, (steps, width), room(len(positions))))
         return tuple(plans)
-
-    def _many(self, data: ClientData, batching: Batching) -> bool:
-        return data.batch_sizes is None and batching.size is None
 
     def _layout(self, data: ClientData, batching: Batching) -> _Layout:
         known = self._layouts.get((id(data), batching))
         if known and known.owner() is data:
             return known
+        wide = widths(data, batching)
         if data.batch_sizes is not None:
-            widths = {max((int(sizes.max(initial=1)) for sizes in data.batch_sizes), default=1)}
-        elif batching.size is None:
-            bits = {max(int(n) - 1, 0).bit_length() for n in np.unique(data.counts)}
-            widths = {1 << b for b in bits} or {1}
+            steps = np.array([len(sizes) for sizes in data.batch_sizes], np.int64)
         else:
-            widths = {batching.size}
-        layout = _Layout(weakref.ref(data), keys.codes(data.ids), tuple(sorted(widths)), {})
+            steps = batching.steps(np.asarray(data.counts))
+        chosen = tuple(np.unique(wide).tolist()) or (1,)
+        layout = _Layout(weakref.ref(data), keys.codes(data.ids), wide, chosen, steps, {})
         self._layouts = {k: v for k, v in self._layouts.items() if v.owner() is not None}
         self._layouts[id(data), batching] = layout
         return layout
 
-    def _pack(
-        self,
-        data: ClientData,
-        batching: Batching,
-        at: NDArray[np.int64],
-        places: NDArray[np.int64],
-        made: Any,
-        width: int,
-        layout: _Layout,
-        cohort: int,
-    ) -> Clients:
-        steps_room = _reserve(layout, data, batching, width, cohort, len(made.rows))
-        index = np.full((steps_room, width), -1, np.int32)
-        first = np.repeat(np.asarray(data.starts)[at], made.steps)[:, None]
-        rows = np.where(made.rows >= 0, made.rows + first, 0)
-        if data.order is not None:
-            rows = np.asarray(data.order)[rows] if len(data.order) else rows
-        index[: len(rows)] = np.where(made.rows >= 0, rows, -1)
-        spare = room(cohort) - len(at)
 
-        def padded(values: NDArray[Any], dtype: Any) -> NDArray[Any]:
-            return np.pad(values.astype(dtype), (0, spare))
+def _pack(
+    data: ClientData,
+    codes: NDArray[np.uint32],
+    at: NDArray[np.int64],
+    places: NDArray[np.int64],
+    made: Plan,
+    batches: tuple[int, int],
+    clients: int,
+) -> Clients:
+    """One width's plan in arrays of fixed room: `batches` steps by width, and `clients` places."""
+    rows = made.rows + np.repeat(np.asarray(data.starts)[at], made.steps)[:, None]
+    if data.order is not None and len(data.order):
+        rows = np.asarray(data.order)[np.where(made.rows >= 0, rows, 0)]
+    index = np.full(batches, -1, np.int32)
+    index[: len(rows), : rows.shape[1]] = np.where(made.rows >= 0, rows, -1)
 
-        return Clients(
-            index,
-            padded(made.start, np.int32),
-            padded(made.steps, np.int32),
-            padded(np.asarray(data.counts)[at], np.int32),
-            padded(places, np.int32),
-            padded(layout.codes[at], np.uint32),
-            np.int32(len(at)),
-        )
+    def padded(values: NDArray[Any], dtype: Any) -> NDArray[Any]:
+        return np.pad(values.astype(dtype), (0, clients - len(at)))
+
+    return Clients(
+        index,
+        padded(made.start, np.int32),
+        padded(made.steps, np.int32),
+        padded(np.asarray(data.counts)[at], np.int32),
+        padded(places, np.int32),
+        padded(codes[at], np.uint32),
+        np.int32(len(at)),
+    )
 
 
-def _reserve(layout: _Layout, data: ClientData, batching: Batching, width: int, cohort: int, needed: int) -> int:
+def _reserve(layout: _Layout, width: int, cohort: int, needed: int) -> int:
     """Room for the steps of any cohort of this size, so that no later cohort needs another executable.
 
     Where a few huge clients would make that room many times too large, it grows by doubling instead.
@@ -162,11 +157,7 @@ def _reserve(layout: _Layout, data: ClientData, batching: Batching, width: int, 
     cohort = room(cohort)
     known, needed = layout.room.get((width, cohort), 0), max(needed, 1)
     if needed > known:
-        if data.batch_sizes is not None:
-            steps = np.array([len(sizes) for sizes in data.batch_sizes], np.int64)
-        else:
-            counts = np.asarray(data.counts)
-            steps = batching.steps(counts[counts <= width] if batching.size is None else counts)
+        steps = layout.steps[layout.widths == width]
         most = int(np.sort(steps)[max(len(steps) - cohort, 0) :].sum())
         affordable = most <= _GENEROUS * needed or most * width <= _FEW
         layout.room[width, cohort] = room(most if affordable else max(needed, 2 * known))
