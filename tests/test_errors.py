@@ -12,16 +12,30 @@ from sumfold import errors
 CLASSES = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.SumfoldError)]
 
 
+LIBRARY = """
 @errors.user_facing
-def library(raises):
-    return deeper(raises)
+def library(raises, callback=None):
+    return deeper(raises, callback)
 
-
-def deeper(raises):
+def deeper(raises, callback):
+    if callback is not None:
+        return callback(raises)
     try:
         raise KeyError("inner")
     except KeyError as error:
         raise raises from error
+
+def failing(raises):
+    raise raises
+"""
+inside: dict = {"errors": errors}
+# As if it stood in a file of the library.
+exec(compile(LIBRARY, errors.__file__.replace("errors.py", "sample.py"), "exec"), inside)
+library, failing = inside["library"], inside["failing"]
+
+
+def own(raises):
+    failing(raises)
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda c: c.__name__)
@@ -63,6 +77,14 @@ def test_the_traceback_ends_at_the_callers_line(monkeypatch):
     assert frames[-1].filename == __file__
     assert frames[-1].line.startswith("library(")
     assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_the_traceback_keeps_the_users_functions_that_the_library_called(monkeypatch):
+    monkeypatch.delenv("SUMFOLD_FULL_TRACEBACK", raising=False)
+    with pytest.raises(errors.DataError) as caught:
+        library(errors.DataError("SF-DATA-001", "a", "b", "c"), own)
+    names = [f.name for f in traceback.extract_tb(caught.value.__traceback__) if "jaxtyping" not in f.filename]
+    assert names[-2:] == ["test_the_traceback_keeps_the_users_functions_that_the_library_called", "own"]
 
 
 def test_the_whole_traceback_on_demand(monkeypatch):

@@ -36,6 +36,40 @@ _NAMES = {
     "load": "core.files",
     "save": "core.files",
     "train": "learning.train",
+    # the language
+    "CLIENTS": "language.placements",
+    "Computation": "language.computation",
+    "FederatedType": "language.types",
+    "FunctionType": "language.types",
+    "PlacementType": "language.types",
+    "SERVER": "language.placements",
+    "SequenceType": "language.types",
+    "StructType": "language.types",
+    "TensorType": "language.types",
+    "computation": "language.computation",
+    "federated_aggregate": "language.sums",
+    "federated_broadcast": "language.placing",
+    "federated_computation": "language.computation",
+    "federated_eval": "language.placing",
+    "federated_map": "language.placing",
+    "federated_max": "language.sums",
+    "federated_mean": "language.sums",
+    "federated_min": "language.sums",
+    "federated_secure_modular_sum": "language.secure",
+    "federated_secure_select": "language.secure",
+    "federated_secure_sum": "language.secure",
+    "federated_secure_sum_bitwidth": "language.secure",
+    "federated_select": "language.placing",
+    "federated_sum": "language.sums",
+    "federated_value": "language.placing",
+    "federated_weighted_mean": "language.sums",
+    "federated_zip": "language.placing",
+    "sequence_map": "language.sequences",
+    "sequence_reduce": "language.sequences",
+    "sequence_sum": "language.sequences",
+    "to_type": "language.types",
+    "type_at_clients": "language.types",
+    "type_at_server": "language.types",
     # errors
     "CheckpointError": "errors",
     "CompositionError": "errors",
@@ -51,6 +85,7 @@ _MODULES = {
     "aggregators": "aggregators",
     "analytics": "analytics",
     "callbacks": "learning.callbacks",
+    "check": "language.check",
     "core": "core",
     "data": "data",
     "errors": "errors",
@@ -59,6 +94,7 @@ _MODULES = {
     "metrics": "models.metrics",
     "models": "models",
     "testing": "testing",
+    "tff": "tff",
 }
 
 __all__ = sorted([*_NAMES, *_MODULES])
@@ -73,6 +109,7 @@ if TYPE_CHECKING:
     from sumfold import learning as learning
     from sumfold import models as models
     from sumfold import testing as testing
+    from sumfold import tff as tff
     from sumfold.core.batching import Batching as Batching
     from sumfold.core.driver import State as State
     from sumfold.core.files import load as load
@@ -100,6 +137,40 @@ if TYPE_CHECKING:
     from sumfold.errors import SumfoldError as SumfoldError
     from sumfold.errors import TypeMismatchError as TypeMismatchError
     from sumfold.errors import WireError as WireError
+    from sumfold.language import check as check
+    from sumfold.language.computation import Computation as Computation
+    from sumfold.language.computation import computation as computation
+    from sumfold.language.computation import federated_computation as federated_computation
+    from sumfold.language.placements import CLIENTS as CLIENTS
+    from sumfold.language.placements import SERVER as SERVER
+    from sumfold.language.placing import federated_broadcast as federated_broadcast
+    from sumfold.language.placing import federated_eval as federated_eval
+    from sumfold.language.placing import federated_map as federated_map
+    from sumfold.language.placing import federated_select as federated_select
+    from sumfold.language.placing import federated_value as federated_value
+    from sumfold.language.placing import federated_zip as federated_zip
+    from sumfold.language.secure import federated_secure_modular_sum as federated_secure_modular_sum
+    from sumfold.language.secure import federated_secure_select as federated_secure_select
+    from sumfold.language.secure import federated_secure_sum as federated_secure_sum
+    from sumfold.language.secure import federated_secure_sum_bitwidth as federated_secure_sum_bitwidth
+    from sumfold.language.sequences import sequence_map as sequence_map
+    from sumfold.language.sequences import sequence_reduce as sequence_reduce
+    from sumfold.language.sequences import sequence_sum as sequence_sum
+    from sumfold.language.sums import federated_aggregate as federated_aggregate
+    from sumfold.language.sums import federated_max as federated_max
+    from sumfold.language.sums import federated_mean as federated_mean
+    from sumfold.language.sums import federated_min as federated_min
+    from sumfold.language.sums import federated_sum as federated_sum
+    from sumfold.language.sums import federated_weighted_mean as federated_weighted_mean
+    from sumfold.language.types import FederatedType as FederatedType
+    from sumfold.language.types import FunctionType as FunctionType
+    from sumfold.language.types import PlacementType as PlacementType
+    from sumfold.language.types import SequenceType as SequenceType
+    from sumfold.language.types import StructType as StructType
+    from sumfold.language.types import TensorType as TensorType
+    from sumfold.language.types import to_type as to_type
+    from sumfold.language.types import type_at_clients as type_at_clients
+    from sumfold.language.types import type_at_server as type_at_server
     from sumfold.learning import callbacks as callbacks
     from sumfold.learning.history import History as History
     from sumfold.learning.process import Process as Process

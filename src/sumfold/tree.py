@@ -53,8 +53,8 @@ def unflatten(structure: Any, leaves: Sequence[Leaf]) -> Tree:
     return jax.tree.unflatten(structure, leaves)
 
 
-def shape(shape: tuple[int, ...], dtype: Any) -> Leaf:
-    """A leaf that is only its shape and dtype."""
+def shape(shape: Sequence[Any], dtype: Any) -> Leaf:
+    """A leaf that is only its shape and dtype; sizes may be symbols."""
     make: Any = jax.ShapeDtypeStruct
     return make(shape, jnp.dtype(dtype) if isinstance(dtype, (str, type)) else dtype)
 

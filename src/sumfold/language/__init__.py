@@ -1,0 +1,1 @@
+"""The language: typed federated computations, traced from Python."""
