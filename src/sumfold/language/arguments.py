@@ -7,6 +7,7 @@ fit is reported with the argument, the client and the leaf.
 from __future__ import annotations
 
 import numbers
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -263,6 +264,10 @@ def _struct(entries: Any, declared: StructType | None, path: str, who: Who) -> t
     """A structure, column by column."""
     opened: list[tuple[Container, list[Any]]] = []
     for k, entry in enumerate(entries):
+        children = _children_like(entries[0], entry) if opened else None
+        if children is not None:
+            opened.append((opened[0][0], children))
+            continue
         _refuse(entry, path, who(k))
         taken = None if _is_array(entry) else open_container(entry)
         if taken is None:
@@ -275,17 +280,36 @@ def _struct(entries: Any, declared: StructType | None, path: str, who: Who) -> t
             )
         opened.append(taken)
     names = declared.names if declared is not None else opened[0][0].names
-    children = [_children(taken, names, declared, path, lambda k=k: who(k)) for k, taken in enumerate(opened)]  # type: ignore[misc]
-    container = opened[0][0] if opened else None
-    own = declared.container if declared is not None else None
-    if declared is not None and (own is not None or not opened or opened[0][0].names != tuple(names)):
-        container = own
+    rows = [_children(taken, names, declared, path, lambda k=k: who(k)) for k, taken in enumerate(opened)]  # type: ignore[misc]
+    container = _container(declared, opened[0][0] if opened else None)
     parts = []
     for i, name in enumerate(names):
         below = f"{path}.{name}" if name else f"{path}[{i}]"
-        parts.append(_columns([c[i] for c in children], declared[i] if declared is not None else None, below, who))
+        parts.append(_columns([row[i] for row in rows], declared[i] if declared is not None else None, below, who))
     member = StructType([(n, t) for n, (t, _) in zip(names, parts, strict=True)], container)
     return member, [column for _, columns in parts for column in columns]
+
+
+_ALIKE = ({list, tuple}, {dict, OrderedDict})
+"""Containers that a function of the user reads in the same way."""
+
+
+def _container(declared: StructType | None, came: Container | None) -> Container | None:
+    """The caller's container, so that a result looks like what was passed; the declared one where they differ."""
+    if declared is None or came is None or declared.container is None:
+        return came if declared is None else declared.container
+    alike = any({declared.container.kind, came.kind} <= kinds for kinds in _ALIKE)
+    return came if alike and came.names == declared.container.names else declared.container
+
+
+def _children_like(first: Any, entry: Any) -> list[Any] | None:
+    """The children of a list, tuple or dict that is built like the first; most are, and JAX need not look at them."""
+    kind = type(entry)
+    if kind not in {list, tuple, dict} or kind is not type(first) or len(entry) != len(first):
+        return None
+    if kind is dict:
+        return [entry[key] for key in sorted(first)] if entry.keys() == first.keys() else None
+    return list(entry)
 
 
 def _children(

@@ -479,6 +479,14 @@ def _is_traced(value: Any) -> bool:
     return isinstance(value, Mapping) and len(value) <= 64 and any(_is_traced(v) for v in value.values())
 
 
+def _has_value(value: Any) -> bool:
+    """Whether a value of the traced computation is in it."""
+    if isinstance(value, Value | Pending):
+        return True
+    opened = None if hasattr(value, "__array__") else open_container(value)
+    return opened is not None and any(_has_value(child) for child in opened[1])
+
+
 def _is_tracing() -> bool:
     return isinstance(jnp.zeros(()), jax.core.Tracer)
 
@@ -488,6 +496,14 @@ def _fit(value: Any, t: Type, what: str) -> Any:
     if isinstance(value, Pending):
         raise Undecided(value.index, _placement(t), certain=True)
     if isinstance(t, FederatedType):
+        if not _has_value(value):
+            raise CompositionError(
+                "SF-COMP-054",
+                f"{what} is no value of a computation, while JAX traces another function",
+                f"a placed value of type {t}",
+                "call a federated computation by itself, outside of jax.jit and of mapped functions, or inside another "
+                "federated computation on its values",
+            )
         zipped = value if isinstance(value, Value) else federated_zip(value)
         if not t.is_assignable_from(zipped.type):
             raise TypeMismatchError("SF-TYPE-087", f"{what} has the type {zipped.type}", f"{t}", "compare the types")

@@ -30,6 +30,8 @@ def digits(x: Leaf) -> Leaf:
         [254, 255, 255, -1]
     """
     number = x.dtype.itemsize
+    if number == 1:
+        return x[..., None].astype(jnp.int32)
     shifts = jnp.asarray(8 * np.arange(number), x.dtype)
     shifted = (
         jax.lax.shift_right_arithmetic if jnp.issubdtype(x.dtype, jnp.signedinteger) else jax.lax.shift_right_logical
@@ -37,7 +39,7 @@ def digits(x: Leaf) -> Leaf:
     moved = shifted(*jnp.broadcast_arrays(x[..., None], shifts))
     low = (moved & jnp.asarray(255, x.dtype)).astype(jnp.int32)
     top = jnp.arange(number) == number - 1
-    return jnp.where(top, moved.astype(jnp.int32), low) if number > 1 else moved.astype(jnp.int32)
+    return jnp.where(top, moved.astype(jnp.int32), low)
 
 
 def decode(total: Leaf, dtype: Any, count: Leaf) -> tuple[Part, Leaf]:

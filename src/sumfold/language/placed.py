@@ -72,8 +72,8 @@ def _unplaced(value: Any, what: str, placement: Placement | None) -> PlacementEr
         shown = value.type if isinstance(value, Value) else _show(value)
         came = f"the {what} is a value of type {shown} without a placement"
         do = (
-            "apply intrinsics outside of mapped functions, on placed values; declare an argument's placement with "
-            "type_at_clients or type_at_server, or place it with federated_value"
+            "apply intrinsics to placed values: outside of mapped functions and of jax.jit; declare an argument's "
+            "placement with type_at_clients or type_at_server, or place it with federated_value"
         )
     else:
         came = f"the {what} is {_show(value)}, which has no placement"

@@ -203,7 +203,8 @@ class _Sorting(NamedTuple):
             roots = self.own(Place(False, t)) + [v for v, _ in stated] + (everywhere if t == 0 else [])
             equations = self.piece(Place(False, t), roots)
             pieces.append(Server(equations, stated))
-            needed |= {v for v in _missing(equations, roots) if v in arguments or self.places[v].time < t}
+            earlier = {v for v in _missing(equations, roots) if v in self.places}
+            needed |= {v for v in earlier if v in arguments or self.places[v].time < t}
         return pieces, [v for v in _ordered(needed, self.jaxpr) if not _at_clients(v, self.places)]
 
 

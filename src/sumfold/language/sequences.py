@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from sumfold import tree
-from sumfold.errors import TypeMismatchError, user_facing, user_line
+from sumfold.errors import DataError, TypeMismatchError, user_facing, user_line
 from sumfold.language import primitives, types
 from sumfold.language.mapping import close, spread
 from sumfold.language.primitives import Check
@@ -120,7 +120,7 @@ def sequence_sum(seq: Any) -> Any:
     _, elements = _elements(seq, "sequence_sum")
     for t in types.leaves(elements.element):
         known = isinstance(t, TensorType) and t.is_fully_defined and jnp.issubdtype(t.dtype, jnp.number)
-        if not known or len(elements.shapes) > 1:
+        if not known or len({tuple(s.shape for s in shapes) for shapes in elements.shapes}) > 1:
             raise TypeMismatchError(
                 "SF-TYPE-042",
                 f"sequence_sum of elements of type {elements.element}",
@@ -142,8 +142,8 @@ def sequence_sum(seq: Any) -> Any:
     result = sequence_reduce(seq, (zeros, jnp.zeros((), bool)), add)
     wrapped = result[1].leaves[0] if isinstance(result, Value) else result[1]
     what = Check(
-        TypeMismatchError,
-        "SF-TYPE-043",
+        DataError,
+        "SF-DATA-067",
         f"a sequence_sum of {elements.element} that leaves the dtype's range at {{who}}",
         "a sum that fits",
         "widen the elements first: sequence_map(lambda x: x.astype(jnp.float32), seq)",

@@ -25,7 +25,7 @@ from sumfold import tree
 from sumfold.core.group import add, fold, maximum, minimum
 from sumfold.errors import DataError, TypeMismatchError, user_facing, user_line
 from sumfold.language import integers, primitives, types
-from sumfold.language.mapping import apply
+from sumfold.language.mapping import apply, close
 from sumfold.language.placed import placed
 from sumfold.language.placements import CLIENTS, SERVER
 from sumfold.language.primitives import Check
@@ -275,7 +275,7 @@ def federated_aggregate(
 
 
 def _same(total: Type, function: Callable[..., Any], arguments: Any, name: str) -> None:
-    result, _ = apply(function, arguments, CLIENTS, f"{name} of federated_aggregate")
+    _, result, _ = close(function, arguments, f"{name} of federated_aggregate")
     if result != total:
         raise TypeMismatchError(
             "SF-TYPE-052",
@@ -361,7 +361,7 @@ def _like(member: Type, empty: Any, results: list[Any]) -> list[Any]:
 
 def _precise(dtype: Any) -> Any:
     """The dtype in which floats of this dtype are added up."""
-    return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
+    return jnp.float32 if jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4 else dtype
 
 
 def _numbers(given: Value, name: str) -> Value:
