@@ -89,6 +89,34 @@ def explained() -> str:
     return f"```text\n{process.explain(train)}\n```"
 
 
+def tff_offered() -> str:
+    """The table of TFF's names that `sumfold.tff` has, and what each is."""
+    from sumfold.tff.names import OFFERED
+
+    homes = {path: f"sf.{path.partition(':')[2]}" for path in OFFERED.values() if path.startswith("sumfold:")}
+    rows = [
+        f"   * - ``{name}``\n     - :py:obj:`{homes.get(path, name)} <{_home(path)}>`"
+        for name, path in sorted(OFFERED.items())
+        if ":" in path
+    ]
+    return "\n".join(["```{eval-rst}", ".. list-table::", "   :widths: 60 40", "", *rows, "```"])
+
+
+def tff_refused() -> str:
+    """The table of TFF's names that `sumfold.tff` answers with an error, and the Sumfold way of each."""
+    from sumfold.tff.names import REFUSED
+
+    rows = [f"| `{name}` | {_cell(way)} |" for name, way in sorted(REFUSED.items())]
+    return "\n".join(["| name | instead |", "|---|---|", *rows])
+
+
+def _home(path: str) -> str:
+    """Where the object behind a name of TFF's is documented."""
+    module, _, attribute = path.partition(":")
+    value = getattr(importlib.import_module(module), attribute)
+    return f"{getattr(value, '__module__', module)}.{attribute}" if module == "sumfold" else f"{module}.{attribute}"
+
+
 def _documented_modules() -> list[str]:
     """The modules that have a page of their own."""
     pages = (page.read_text("utf-8") for page in sorted(REFERENCE.glob("*.md")))

@@ -19,7 +19,9 @@ def example(name: str) -> ModuleType:
 
 
 def test_every_example_is_tested() -> None:
-    assert {file.stem for file in EXAMPLES.glob("*.py")} == {"fed_avg", "own_round", "keras_cnn"}
+    assert {file.stem for file in EXAMPLES.glob("*.py")} == {
+        *("fed_avg", "own_round", "keras_cnn", "language_fed_avg", "tff_programs"),
+    }
 
 
 def test_fed_avg(capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,6 +37,19 @@ def test_own_round_is_the_pooled_answer() -> None:
     weights = example("own_round").main()
     np.testing.assert_allclose(weights["Simulation"], weights["Loopback"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(weights["Simulation"], weights["all rows"], rtol=1e-4, atol=1e-5)
+
+
+def test_federated_averaging_in_the_language_is_the_librarys() -> None:
+    assert max(example("language_fed_avg").main().values()) <= 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' get_weights()
+def test_the_programs_that_people_know_from_tff() -> None:
+    pytest.importorskip("keras")
+    uniform, weighted, metrics = example("tff_programs").main()
+    np.testing.assert_allclose(uniform, [0.2, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(weighted, [0.8 / 3.5, 0.55 / 3.5], rtol=1e-6)
+    assert metrics["client_work"]["train"]["num_clients"] == 3
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ def blocks(text: str) -> list[tuple[int, str]]:
 
 
 @pytest.mark.jax_defaults
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' get_weights()
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks(page.read_text("utf-8"))], ids=lambda page: page.stem
 )

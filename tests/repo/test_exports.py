@@ -23,6 +23,7 @@ PUBLIC = [
     "sumfold.models.metrics",
     "sumfold.simulation",
     "sumfold.testing",
+    "sumfold.tff",
 ]
 
 # What the contract promises at the top; the errors have a test of their own.

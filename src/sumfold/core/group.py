@@ -105,7 +105,9 @@ def _extreme(kind: str, pick: Callable[[Any, Any], Any], sign: int) -> Group:
     def identity(leaf: Any) -> Any:
         dtype: Any = jnp.result_type(leaf)
         if jnp.issubdtype(dtype, jnp.floating):
-            return jnp.full(jnp.shape(leaf), sign * jnp.inf, dtype)
+            infinite = np.isinf(np.asarray(np.inf).astype(dtype))
+            limits: Any = jnp.finfo  # some 8-bit floats have no infinity
+            return jnp.full(jnp.shape(leaf), sign * (jnp.inf if infinite else float(limits(dtype).max)), dtype)
         info = np.iinfo(dtype)
         return jnp.full(jnp.shape(leaf), info.max if sign > 0 else info.min, dtype)
 

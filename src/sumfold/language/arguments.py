@@ -99,7 +99,7 @@ def of_clients(name: str, value: Any, declared: Type | None) -> Argument:
     def who(k: int) -> str:
         return f"client {k if ids is None else ids[k]!r} of the argument {name!r}"
 
-    if declared is None and not len(entries):
+    if declared is None and not len(entries) and not isinstance(entries, np.ndarray):
         raise DataError(
             "SF-DATA-070",
             f"the argument {name!r} has no client",
@@ -169,9 +169,13 @@ def _tensor(entries: Any, declared: TensorType | None, path: str, who: Who) -> t
             column = np.stack([np.asarray(e) for e in entries])
     else:
         column = entries
+        if column.dtype.kind not in "biufcV":
+            _explain(list(entries), declared, path, who)
+            column = np.stack([np.asarray(e) for e in entries])
     if not len(entries):
         shape = tuple(d or 0 for d in (declared.shape or ())) if declared else ()
-        column = np.zeros((0, *shape), declared.dtype if declared else np.float32)
+        shape = shape if declared else np.shape(entries)[1:]
+        column = np.zeros((0, *shape), declared.dtype if declared else np.asarray(entries).dtype)
     if declared is not None and len(entries):
         sizes = declared.shape
         fits = sizes is None or (
@@ -179,7 +183,7 @@ def _tensor(entries: Any, declared: TensorType | None, path: str, who: Who) -> t
             and all(a is None or a == b for a, b in zip(sizes, column.shape[1:], strict=True))
         )
         if not fits:
-            shown = TensorType(column.dtype, column.shape[1:]) if column.dtype.kind in "biufcV" else column.dtype
+            shown = TensorType(jax.dtypes.canonicalize_dtype(column.dtype), column.shape[1:])
             raise TypeMismatchError(
                 "SF-TYPE-073",
                 f"{_at(path)}{who(0)} is {shown}",
@@ -218,7 +222,7 @@ def _check_dtype(came: Any, needed: Any, path: str, who: Who) -> None:
     if rank[1] < 0 or rank[0] < 0 or rank[0] > rank[1] or (rank[0] == 0) != (rank[1] == 0):
         raise TypeMismatchError(
             "SF-TYPE-074",
-            f"{_at(path)}{who(0)} holds {np.dtype(came)}",
+            f"{_at(path)}{who(0)} holds {jax.dtypes.canonicalize_dtype(came)}",
             f"{np.dtype(needed)}",
             "convert it with astype, or declare its dtype",
         )
@@ -334,7 +338,7 @@ def _children(
         "SF-TYPE-076",
         f"{_at(path)}{who()} has {came}",
         f"{declared}" if declared is not None else f"{needed}, as the first client",
-        "give every client the same structure",
+        "give every client the same structure; lists of any length are declared as a SequenceType",
     )
 
 
@@ -550,7 +554,8 @@ def _kind(value: Any) -> str:
             if value.dtype != object
             else "an array of objects"
         )
-    return f"a {type(value).__name__}"
+    name = type(value).__name__
+    return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"
 
 
 def _at(path: str) -> str:

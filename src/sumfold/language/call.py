@@ -117,7 +117,7 @@ def shown(output: Output, rest: list[Any], number: int) -> Any:
             columns.append(_lists(kind.element, value, number if each else None))
             continue
         array = integers.join(np.asarray(value), kind.dtype) if isinstance(part, Wide) else np.asarray(value)
-        array = array.astype(kind.dtype, copy=False)
+        array = array.astype(kind.dtype)  # a copy: what a caller gets may be written to
         if (each and array.shape[:1] == ()) or (each and len(array.shape) == len(kind.shape or ())):
             array = np.broadcast_to(array, (number, *array.shape))  # the same at every client, whatever their data
         columns.append(list(array[:number]) if each else array[()])
@@ -151,7 +151,7 @@ def warn(left_out: int, name: str) -> None:
     while frame is not None and is_library(frame.f_code.co_filename):
         frame, level = frame.f_back, level + 1
     warnings.warn(
-        f"{name}: {left_out} client(s) were left out, since a number that they would have sent is not finite",
+        f"{name}: {left_out} client(s) were left out, since a number that they would have sent or kept is not finite",
         RuntimeWarning,
         stacklevel=level,
     )

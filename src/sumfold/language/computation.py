@@ -20,7 +20,7 @@ import numpy as np
 
 from sumfold.core.cohort import Cohort, batch_shapes
 from sumfold.core.driver import Runtime, begin, step
-from sumfold.errors import CompositionError, DataError, TypeMismatchError, user_facing
+from sumfold.errors import CompositionError, DataError, PlacementError, TypeMismatchError, user_facing
 from sumfold.language import types
 from sumfold.language.arguments import Argument, Run, of_clients, of_server
 from sumfold.language.call import Call, checks, columns_of, reading, rows_of, server_arrays, shown, warn
@@ -80,7 +80,7 @@ class Computation:
             if len(declared) != len(self._parameters):
                 raise TypeMismatchError(
                     "SF-TYPE-082",
-                    f"{len(declared)} types for {self._name!r}, which has the parameters {self._parameters}",
+                    f"{_count(len(declared), 'type')} for {self._name!r}, which has the parameters {self._parameters}",
                     "one type for each parameter",
                     "declare them in the order of the parameters; a structure is one type, sf.StructType([…])",
                 )
@@ -121,7 +121,7 @@ class Computation:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it on plain Python, or make it a part of the computation that is being traced."""
         given = self._arguments(args, kwargs)
-        if _is_traced(given) or _is_tracing():
+        if _is_tracing():
             return self._inline(given)
         call = self._call(given)
         return self._evaluate(call) if self.runtime is None else self._run(call, self.runtime)
@@ -246,7 +246,7 @@ class Computation:
             if argument.number != leader.number:
                 raise DataError(
                     "SF-DATA-073",
-                    f"the argument {first!r} has {leader.number} clients, {name!r} has {argument.number}",
+                    f"the argument {first!r} has {_count(leader.number, 'client')}, {name!r} has {argument.number}",
                     "the same clients in every argument",
                     "pass one entry a client in each",
                 )
@@ -270,7 +270,14 @@ class Computation:
         elif self.local:
             for value, name in zip(given, self._parameters, strict=True):
                 _check_local(value, f"the argument {name!r} of {self._name}")
-        return self.function(*given)
+        try:
+            return self.function(*given)
+        except PlacementError as error:
+            if error.code != "SF-PLACE-008" or not given or any(map(_has_value, given)):
+                raise
+            raise _traced(f"the computation {self._name!r} was called on plain arrays").with_traceback(
+                error.__traceback__
+            ) from None
 
     def _evaluate(self, call: Call) -> Any:
         program = call.program
@@ -279,11 +286,11 @@ class Computation:
             self._compiled[id(program)] = jax.jit(run, static_argnames="capacity")
         columns, capacity = columns_of(call)
         result: Result = jax.device_get(self._compiled[id(program)](columns=columns, capacity=capacity))
+        warn(int(result.left_out), self._name)
         stated = checks(program)
         for violated, (what, at_clients) in zip(result.violated, stated, strict=True):
             if violated >= 0:
                 raise what.error(f"client {call.ids[int(violated)]!r}" if at_clients else "the server")
-        warn(int(result.left_out), self._name)
         rest = list(result.outputs)
         values = [shown(output, rest, len(call.ids)) for output in program.outputs]
         return rebuild(program.structure, values)
@@ -293,15 +300,18 @@ class Computation:
         key = (id(program), data.dense)
         if key not in self._bound:
             round = split(program, self._name, data.dense)
-            self._bound[key] = round, runtime.bind(round) if round.phases else None
-        round, run = self._bound[key]
+            run = runtime.bind(round) if round.phases else None
+            zeros = [jnp.zeros(v.aval.shape, v.aval.dtype) for v in program.sources.server]
+            init = jax.jit(lambda params: round.init(params, jax.random.key(0)))
+            self._bound[key] = begin(round, zeros, 0), init, run
+        state, init, run = self._bound[key]
         server = [
             c
             for p, a in zip(program.parameters, call.arguments, strict=True)
             if not varies(p.type)
             for c in server_arrays(a)
         ]
-        state = begin(round, [column[0] for column in server], 0)
+        state = state._replace(algorithm=init([column[0] for column in server]))
         if run is not None:
             state, metrics = step(run, state, Cohort(data, np.arange(len(call.ids))))
             warn(metrics["client_work"]["num_non_finite_clients"], self._name)
@@ -373,13 +383,13 @@ def _decorated(args: tuple[Any, ...], local: bool) -> Any:
     declared = tuple(to_type(t) for t in args)
 
     @user_facing
-    def decorate(function: Callable[..., Any]) -> Computation:
+    def decorate(function: Any) -> Computation:
         return _made(function, declared or None, local)
 
     return decorate
 
 
-def _made(function: Callable[..., Any], declared: tuple[Type, ...] | None, local: bool) -> Computation:
+def _made(function: Any, declared: tuple[Type, ...] | None, local: bool) -> Computation:
     if isinstance(function, Computation):
         function = function.function
     if local and declared and any(_is_placed(t) for t in declared):
@@ -402,7 +412,7 @@ def _is_placed(t: Type) -> bool:
     return isinstance(t, FederatedType) or (isinstance(t, StructType) and any(_is_placed(e) for e in t))
 
 
-def _parameters_of(function: Callable[..., Any], name: str) -> list[str]:
+def _parameters_of(function: Any, name: str) -> list[str]:
     """The parameters' names; each must be given at every call."""
     if not callable(function):
         raise TypeMismatchError(
@@ -415,11 +425,14 @@ def _parameters_of(function: Callable[..., Any], name: str) -> list[str]:
             "SF-TYPE-085", f"{name!r}, whose parameters cannot be seen", "a Python function", "wrap it in a lambda"
         ) from error
     for p in parameters:
-        what = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**", p.KEYWORD_ONLY: "keyword-only ", p.POSITIONAL_ONLY: ""}
-        if p.kind is p.POSITIONAL_ONLY:
-            came = f"the positional-only parameter {p.name!r}"
-        elif p.kind in what:
-            came = f"the parameter {what[p.kind]}{p.name}"
+        special = {
+            p.VAR_POSITIONAL: f"the parameter *{p.name}",
+            p.VAR_KEYWORD: f"the parameter **{p.name}",
+            p.KEYWORD_ONLY: f"the keyword-only parameter {p.name!r}",
+            p.POSITIONAL_ONLY: f"the positional-only parameter {p.name!r}",
+        }
+        if p.kind in special:
+            came = special[p.kind]
         elif p.default is not p.empty:
             came = f"the parameter {p.name!r} with a default"
         else:
@@ -452,6 +465,10 @@ def _typed_argument(name: str, value: Any, declared: Type | None, where: Placeme
     return of_clients(name, value, member) if at_clients else of_server(name, value, member)
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("s" if number != 1 else "")
+
+
 def _parameter(name: str, argument: Argument, declared: Type | None, where: Placement | None) -> Parameter:
     shapes = tuple(column.shapes for column in argument.columns if isinstance(column, Run))
     if where is None:
@@ -471,12 +488,14 @@ def _key(t: Type | None) -> Any:
     return t
 
 
-def _is_traced(value: Any) -> bool:
-    if isinstance(value, Value | Pending | jax.core.Tracer):
-        return True
-    if isinstance(value, list | tuple):
-        return any(_is_traced(v) for v in (value if len(value) <= 64 else value[:1]))
-    return isinstance(value, Mapping) and len(value) <= 64 and any(_is_traced(v) for v in value.values())
+def _traced(came: str) -> CompositionError:
+    return CompositionError(
+        "SF-COMP-054",
+        f"{came}, while JAX traces another function",
+        "placed values of the computation that is being traced",
+        "call a federated computation by itself, outside of jax.jit and of mapped functions, or inside another "
+        "federated computation on its values",
+    )
 
 
 def _has_value(value: Any) -> bool:
@@ -497,13 +516,7 @@ def _fit(value: Any, t: Type, what: str) -> Any:
         raise Undecided(value.index, _placement(t), certain=True)
     if isinstance(t, FederatedType):
         if not _has_value(value):
-            raise CompositionError(
-                "SF-COMP-054",
-                f"{what} is no value of a computation, while JAX traces another function",
-                f"a placed value of type {t}",
-                "call a federated computation by itself, outside of jax.jit and of mapped functions, or inside another "
-                "federated computation on its values",
-            )
+            raise _traced(f"{what} is no value of a computation")
         zipped = value if isinstance(value, Value) else federated_zip(value)
         if not t.is_assignable_from(zipped.type):
             raise TypeMismatchError("SF-TYPE-087", f"{what} has the type {zipped.type}", f"{t}", "compare the types")

@@ -18,7 +18,7 @@ from jax.extend.core import ClosedJaxpr, DropVar, Jaxpr, Literal, jaxpr_as_fun
 
 from sumfold.language.primitives import (
     Body,
-    check_p,
+    broadcast_p,
     sequence_map_p,
     sequence_of_p,
     sequence_reduce_p,
@@ -84,7 +84,7 @@ def apply_body(body: Body, consts: Sequence[Leaf], *operands: Leaf) -> list[Leaf
     """Run a local program."""
     own = consts[body.at : body.at + body.number]
     env = dict(zip([*body.jaxpr.constvars, *body.jaxpr.invars], [*own, *operands], strict=True))
-    interpret(body.jaxpr.eqns, env, LOCAL)
+    interpret(body.jaxpr.eqns, env, SEQUENCES)
     return [read(env, v) for v in body.jaxpr.outvars]
 
 
@@ -156,8 +156,10 @@ def listed(rows: Rows, capacity: int) -> list[Leaf]:
 
 _UNNAMED = jax.make_jaxpr(lambda: 0)().jaxpr.debug_info
 
-SEQUENCES: Rules = {sequence_reduce_p: _fold, sequence_map_p: _map, sequence_of_p: _of}
+SEQUENCES: Rules = {
+    sequence_reduce_p: _fold,
+    sequence_map_p: _map,
+    sequence_of_p: _of,
+    broadcast_p: lambda equation, inputs: inputs,  # of a constant, which is known everywhere
+}
 """How sequences are read where all of their elements are at hand."""
-
-LOCAL: Rules = {**SEQUENCES, check_p: lambda equation, inputs: []}
-"""The rules inside a local program, which checks nothing."""

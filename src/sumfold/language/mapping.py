@@ -17,9 +17,9 @@ from sumfold.core.foreign import foreign
 from sumfold.errors import CompositionError, PlacementError, SumfoldError, TypeMismatchError
 from sumfold.language import types
 from sumfold.language.placements import CLIENTS, Placement
-from sumfold.language.primitives import broadcast_p, sum_p
+from sumfold.language.primitives import broadcast_p, check_p, sum_p
 from sumfold.language.types import StructType, Type
-from sumfold.language.value import Part, flat, local, typed, with_flat
+from sumfold.language.value import Part, Pending, Undecided, Value, check_narrow, flat, local, typed, with_flat
 from sumfold.tree import Leaf
 
 __all__ = ["apply", "close", "explained", "spread"]
@@ -58,10 +58,19 @@ def close(
     function: Callable[..., Any],
     arguments: Sequence[tuple[Type, tuple[Part, ...]]],
     what: str,
+    *,
+    of_elements: bool = False,
 ) -> tuple[ClosedJaxpr, Type, tuple[Part, ...]]:
-    """Trace a local function on the shapes of its arguments; nothing is inlined."""
+    """Trace a local function on the shapes of its arguments; nothing is inlined.
+
+    Args:
+        function, arguments, what: as in `apply`.
+        of_elements: whether it is applied to each element of a sequence, where no condition can be reported.
+    """
     found: list[tuple[Type, tuple[Part, ...]]] = []
     lengths = [len(leaves) for _, leaves in arguments]
+    for member, leaves in arguments:
+        check_narrow(member, leaves, f"{what} on")
 
     def run(*variables: Leaf) -> list[Leaf]:
         rest, given = list(variables), []
@@ -72,16 +81,32 @@ def close(
         return flat(found[-1][1])
 
     variables = [v for _, leaves in arguments for v in flat(leaves)]
-    closed = jax.make_jaxpr(run)(*variables)
+    try:
+        closed = jax.make_jaxpr(run)(*variables)
+    except PlacementError as error:
+        if error.code == "SF-PLACE-008":
+            raise _intrinsic("an intrinsic", what).with_traceback(error.__traceback__) from None
+        raise
     for equation in closed.jaxpr.eqns:
         if equation.primitive in {broadcast_p, sum_p}:
+            raise _intrinsic(equation.primitive.name, what)
+        if of_elements and equation.primitive is check_p:
             raise CompositionError(
-                "SF-COMP-053",
-                f"{equation.primitive.name} inside of {what}",
-                "a local function, which sees one client's values and nobody else's",
-                "use intrinsics outside of it, between two federated_map calls",
+                "SF-COMP-059",
+                f"sequence_sum of integers inside of {what}",
+                "a sum whose overflow can be reported: of a client's own sequence",
+                "sum an element's rows with jnp.sum(x, axis=0, dtype=…)",
             )
     return closed, *found[-1]
+
+
+def _intrinsic(name: str, what: str) -> CompositionError:
+    return CompositionError(
+        "SF-COMP-053",
+        f"{name} inside of {what}",
+        "a local function, which sees one client's values and nobody else's",
+        "use intrinsics outside of it, between two federated_map calls",
+    )
 
 
 def explained(function: Callable[..., Any], given: list[Any], what: str, arguments: Sequence[Any]) -> Any:
@@ -92,33 +117,66 @@ def explained(function: Callable[..., Any], given: list[Any], what: str, argumen
         what: whose function it is.
         arguments: records with the type of each argument as their first or second field, for messages.
     """
-    shown = ", ".join(str(next((f for f in a if isinstance(f, Type)), "?")) for a in arguments)
+    shown = ", ".join(_shown(a) for a in arguments)
     try:
         return foreign(function)(*given)
     except SumfoldError:
         raise
     except jax.errors.TracerBoolConversionError as error:
-        raise TypeMismatchError(
+        refusal: SumfoldError = TypeMismatchError(
             "SF-TYPE-037",
             f"{what} decides by Python's `if`, `while`, `and`, `or`, `min` or `max` on a traced value",
             "one program for every value",
             "use jnp.where(condition, a, b), jnp.minimum or jnp.maximum, or jax.lax.cond",
-        ) from error
-    except (jax.errors.TracerArrayConversionError, jax.errors.TracerIntegerConversionError) as error:
-        raise TypeMismatchError(
+        )
+        raise refusal.with_traceback(error.__traceback__) from error
+    except (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.TracerIntegerConversionError,
+    ) as error:
+        refusal = TypeMismatchError(
             "SF-TYPE-038",
-            f"{what} calls code that is not JAX (NumPy, float(), an index) on ({shown})",
+            f"{what} calls code that is not JAX (NumPy, float(), int(), an index) on ({shown})",
             "a function that JAX can trace",
             "write it with jax.numpy, jnp.… in place of np.…",
-        ) from error
+        )
+        raise refusal.with_traceback(error.__traceback__) from error
     except Exception as error:  # whatever a user's function raises
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise TypeMismatchError(
-            "SF-TYPE-036",
-            f"{what} failed on ({shown}): {type(error).__name__}: {first}",
-            "a function that JAX can trace on values of these types",
-            "compare its parameters with the types; write it with jax.numpy",
-        ) from error
+        raise _foreign(error, given, what, shown).with_traceback(error.__traceback__) from error
+
+
+def _shown(argument: Any) -> str:
+    """The type of a record with a type and perhaps a name."""
+    found = next((field for field in argument if isinstance(field, Type)), None)
+    return str(found) if found is not None else f"the argument {argument[0]!r}"
+
+
+def _foreign(error: Exception, given: list[Any], what: str, shown: str) -> SumfoldError:
+    """An error of a user's function, or of JAX about a placed value, in the user's terms."""
+    text = str(error)
+    if f"{Value.__module__}.Value" in text or "operand 'Value' does not support ufuncs" in text:
+        return PlacementError(
+            "SF-PLACE-004",
+            f"{what} applies a function of JAX or NumPy to a placed value itself",
+            "arrays",
+            "apply the function with federated_map(function, value); a value that a mapped function needs is given to "
+            "it as an argument, federated_map(function, (a, b)), and brought from the server by federated_broadcast",
+        )
+    pending = [g for g in given if isinstance(g, Pending)]
+    if pending and f"{Value.__module__}.Pending" in text:
+        raise Undecided(pending[0].index, None, certain=False)
+    if pending and "operand 'Pending' does not support ufuncs" in text:
+        raise Undecided(pending[0].index, None, certain=False)
+    first = (text.strip().splitlines() or [""])[0]
+    if "_DimExpr" in first:
+        first += " (a size that is declared as ? is a symbol while the types are checked)"
+    return TypeMismatchError(
+        "SF-TYPE-036",
+        f"{what} failed on ({shown}): {type(error).__name__}: {first}",
+        "a function that JAX can trace on values of these types",
+        "its own error is attached; inside it the arguments are JAX arrays of these types",
+    )
 
 
 def spread(function: Callable[..., Any], member: Type, leaves: tuple[Part, ...]) -> list[tuple[Type, tuple[Part, ...]]]:

@@ -11,14 +11,17 @@ from sumfold.errors import CompositionError, PlacementError
 from sumfold.language.containers import open_container
 from sumfold.language.placements import CLIENTS, Placement
 from sumfold.language.types import FederatedType, StructType, TensorType
-from sumfold.language.value import Pending, Undecided, Value
+from sumfold.language.value import Pending, Undecided, Value, check_alive, check_narrow
 
 __all__ = ["check_placement", "check_tracing", "placed"]
 
 
-def placed(value: Any, what: str, placement: Placement | None = None) -> Value:
+def placed(value: Any, what: str, placement: Placement | None = None, *, wide: bool = False) -> Value:
     """The argument of an intrinsic as one placed value; structures of placed values are zipped."""
     result = _zipped(value, what, placement)
+    check_alive(result)
+    if not wide:
+        check_narrow(result.type, result.leaves, f"the {what} has the type")
     if placement is not None and result.placement is not placement:
         other = "federated_broadcast" if placement is CLIENTS else "federated_sum or federated_mean"
         raise PlacementError(
@@ -78,8 +81,8 @@ def _unplaced(value: Any, what: str, placement: Placement | None) -> PlacementEr
     else:
         came = f"the {what} is {_show(value)}, which has no placement"
         do = (
-            "use the intrinsic inside a function decorated with @federated_computation and call that with the lists; "
-            "place a constant with federated_value"
+            "inside a computation, place a constant with federated_value(x, sf.SERVER); outside of one, decorate the "
+            "function with @sf.federated_computation and call it with the lists"
         )
     return PlacementError("SF-PLACE-008", came, f"a value placed at {placement or 'CLIENTS or SERVER'}", do)
 

@@ -56,7 +56,7 @@ def federated_value(value: Any, placement: Any) -> Value:
     if isinstance(value, Pending):
         raise Undecided(value.index, None, certain=True)
     member, leaves = typed(value, "the value of federated_value")
-    if placement is CLIENTS and any(isinstance(leaf, jax.core.Tracer) for leaf in flat(leaves)):
+    if placement is CLIENTS:
         leaves = tuple(primitives.broadcast(flat(leaves), user_line()))
     return Value(FederatedType(member, placement, True), leaves)
 
@@ -87,7 +87,7 @@ def federated_eval(fn: Callable[[], Any], placement: Any) -> Value:
 
 
 @user_facing
-def federated_map(fn: Callable[..., Any], arg: Any) -> Value:
+def federated_map(fn: Callable[..., Any] | Any, arg: Any) -> Value:
     """A local function of each client's value, or of the server's.
 
     Args:
@@ -144,7 +144,7 @@ def federated_zip(value: Any) -> Value:
         >>> {name: total.item() for name, total in both([1, 2], [3.0, 4.0]).items()}
         {'x': 3, 'y': 7.0}
     """
-    zipped = placed(value, "value to be zipped")
+    zipped = placed(value, "value to be zipped", wide=True)
     return Value(FederatedType(zipped.member, zipped.placement), zipped.leaves)
 
 
@@ -169,7 +169,7 @@ def federated_broadcast(value: Any) -> Value:
         >>> above(1.0, [0.5, 1.5, 2.5]).item()
         2
     """
-    given = placed(value, "value to be broadcasted", SERVER)
+    given = placed(value, "value to be broadcasted", SERVER, wide=True)
     leaves = with_flat(given.leaves, primitives.broadcast(flat(given.leaves), user_line()))
     return Value(FederatedType(given.member, CLIENTS, True), leaves)
 
@@ -206,9 +206,12 @@ def federated_select(client_keys: Any, max_key: Any, server_val: Any, select_fn:
     largest = placed(max_key, "max_key", SERVER)
     table = placed(server_val, "server_val", SERVER)
     wanted = keys.member
-    if not (isinstance(wanted, TensorType) and wanted.dtype == np.int32 and wanted.shape and len(wanted.shape) == 1):
+    is_vector = isinstance(wanted, TensorType) and wanted.shape is not None and len(wanted.shape) == 1
+    if not (isinstance(wanted, TensorType) and wanted.shape and is_vector and wanted.dtype == np.int32):
         raise _select_error(
-            f"client_keys of type {keys.type}", "{int32[N]}@CLIENTS", "cast them: keys.astype(np.int32)"
+            f"client_keys of type {keys.type}",
+            "{int32[N]}@CLIENTS",
+            "pass np.array(keys, np.int32), or declare int32[3]",
         )
     if wanted.shape[0] is None:
         raise _select_error(

@@ -140,7 +140,7 @@ class _Sorting(NamedTuple):
             if where is not None:
                 runs[id(equation)] = where
                 places.update(dict.fromkeys(equation.outvars, _gives(equation, where)))
-        sent = [e for e in jaxpr.eqns if e.primitive is broadcast_p]
+        sent = [e for e in jaxpr.eqns if e.primitive is broadcast_p and id(e) in runs]
         broadcasts = {out: given for e in sent for given, out in zip(e.invars, e.outvars, strict=True)}
         return cls(jaxpr, places, runs, {v: e for e in jaxpr.eqns for v in e.outvars}, broadcasts)
 
@@ -163,9 +163,11 @@ class _Sorting(NamedTuple):
         while stack:
             variable = stack.pop()
             maker = None if isinstance(variable, Literal) else self.makers.get(variable)
-            if maker is None or id(maker) in wanted or maker.primitive in {sum_p, broadcast_p}:
+            if maker is None or id(maker) in wanted:
                 continue
             runs = self.runs.get(id(maker))
+            if runs is not None and maker.primitive in {sum_p, broadcast_p}:
+                continue
             if runs is None or runs == place or maker.primitive in _LAZY:
                 wanted.add(id(maker))
                 stack += maker.invars
@@ -197,14 +199,13 @@ class _Sorting(NamedTuple):
         sent += [self.broadcasts.get(v, v) for v in self.outputs()]
         needed = {v for v in sent if not isinstance(v, Literal)}
         everywhere = [v for v in needed if v not in self.places]
-        arguments, pieces = set(self.jaxpr.invars), []
+        pieces = []
         for t in range(len(clients) + 1):
             stated = self.conditions(Place(False, t))
             roots = self.own(Place(False, t)) + [v for v, _ in stated] + (everywhere if t == 0 else [])
             equations = self.piece(Place(False, t), roots)
             pieces.append(Server(equations, stated))
-            earlier = {v for v in _missing(equations, roots) if v in self.places}
-            needed |= {v for v in earlier if v in arguments or self.places[v].time < t}
+            needed |= {v for v in _missing(equations, roots) if v in self.places and self.places[v].time < t}
         return pieces, [v for v in _ordered(needed, self.jaxpr) if not _at_clients(v, self.places)]
 
 
@@ -224,7 +225,7 @@ def _runs(equation: Any, places: dict[Any, Place]) -> Place | None:
     known = [places[v] for v in equation.invars if not isinstance(v, Literal) and v in places]
     time = max((place.time for place in known), default=0)
     if equation.primitive is broadcast_p:
-        return Place(False, time)
+        return Place(False, time) if known else None  # a constant need not be sent
     if equation.primitive is sum_p:
         return Place(True, time)
     if len({place.at_clients for place in known}) > 1:

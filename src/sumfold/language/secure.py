@@ -23,7 +23,7 @@ from sumfold.language.placements import CLIENTS, SERVER
 from sumfold.language.placing import federated_select
 from sumfold.language.primitives import Check
 from sumfold.language.types import FederatedType, TensorType
-from sumfold.language.value import Value, flat
+from sumfold.language.value import Pending, Value, flat
 from sumfold.tree import Leaf
 
 __all__ = [
@@ -188,7 +188,7 @@ def _integers(value: Any, name: str) -> Value:
 
 def _bounds(bound: Any, given: Value, what: str, low: int, high: int) -> list[int]:
     """One whole number for each leaf: the same for all, or from a structure like the value's."""
-    opened = open_container(bound) if bound is not None and not isinstance(bound, Value) else None
+    opened = None if isinstance(bound, Value | Pending) else open_container(bound)
     numbers = jax.tree.leaves(bound) if opened else [bound]
     number = len(types.leaves(given.member))
     if not opened:
@@ -197,8 +197,8 @@ def _bounds(bound: Any, given: Value, what: str, low: int, high: int) -> list[in
     if not whole or len(numbers) != number:
         raise TypeMismatchError(
             "SF-TYPE-062",
-            f"{what} as {bound!r}",
-            f"a whole number from {low} to {high}, or a structure of {number} of them",
+            f"{what} as {'a value of the computation' if isinstance(bound, Value | Pending) else repr(bound)}",
+            f"a whole number from {low} to {high}" + (f", or a structure of {number} of them" if number > 1 else ""),
             "it is a constant of the computation, not a value of it",
         )
     return [int(n) for n in numbers]

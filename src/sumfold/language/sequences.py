@@ -18,7 +18,7 @@ from sumfold.language import primitives, types
 from sumfold.language.mapping import close, spread
 from sumfold.language.primitives import Check
 from sumfold.language.types import FederatedType, SequenceType, StructType, TensorType, Type
-from sumfold.language.value import Elements, Part, Pending, Value, flat, local, typed, with_flat
+from sumfold.language.value import Elements, Part, Pending, Value, check_alive, flat, local, typed, with_flat
 from sumfold.tree import Leaf
 
 __all__ = ["sequence_map", "sequence_reduce", "sequence_sum"]
@@ -45,7 +45,7 @@ def sequence_map(fn: Callable[..., Any], seq: Any) -> Any:
     """
     value, elements = _elements(seq, "sequence_map")
     what = "the function of sequence_map"
-    closed = [close(fn, spread(fn, elements.element, shapes), what) for shapes in elements.shapes]
+    closed = [close(fn, spread(fn, elements.element, shapes), what, of_elements=True) for shapes in elements.shapes]
     member = _common([m for _, m, _ in closed])
     handle = primitives.sequence_map(elements.handle, [program for program, _, _ in closed])
     shapes = tuple(tuple(_shapes(parts)) for _, _, parts in closed)
@@ -83,7 +83,8 @@ def sequence_reduce(seq: Any, zero: Any, op: Callable[..., Any]) -> Any:
     total, zeros = typed(zero, "zero of sequence_reduce")
     programs = []
     for shapes in elements.shapes:
-        program, result, _ = close(op, [(total, zeros), (elements.element, shapes)], "the op of sequence_reduce")
+        arguments = [(total, zeros), (elements.element, shapes)]
+        program, result, _ = close(op, arguments, "the op of sequence_reduce", of_elements=True)
         if result != total:
             raise TypeMismatchError(
                 "SF-TYPE-041",
@@ -140,6 +141,8 @@ def sequence_sum(seq: Any) -> Any:
         return jax.tree.unflatten(structure, [c for _, _, c in pairs]), wrapped
 
     result = sequence_reduce(seq, (zeros, jnp.zeros((), bool)), add)
+    if not any(jnp.issubdtype(s.dtype, jnp.integer) for s in first):
+        return result[0]
     wrapped = result[1].leaves[0] if isinstance(result, Value) else result[1]
     what = Check(
         DataError,
@@ -156,6 +159,8 @@ def sequence_sum(seq: Any) -> Any:
 def _elements(seq: Any, name: str) -> tuple[Value, Elements]:
     if isinstance(seq, Pending):
         seq.guess()
+    if isinstance(seq, Value):
+        check_alive(seq)
     if isinstance(seq, Value) and len(seq.leaves) == 1 and isinstance(seq.leaves[0], Elements):
         return seq, seq.leaves[0]
     listed = isinstance(seq, list | tuple) and all(isinstance(x, jax.core.Tracer) for x in seq)
@@ -171,8 +176,7 @@ def _elements(seq: Any, name: str) -> tuple[Value, Elements]:
         "SF-TYPE-039",
         f"{name} of {came}",
         "a sequence: of a value placed at the clients, or an argument of a mapped function",
-        "declare the argument as type_at_clients(SequenceType(…)); Python lists outside of a computation need no "
-        "intrinsic",
+        "declare the argument as type_at_clients(SequenceType(…)), which empty lists need too",
     )
 
 

@@ -30,7 +30,7 @@ from sumfold.language.evaluate import Sources
 from sumfold.language.interpret import SEQUENCES, Rows, Rules, interpret, read, take
 from sumfold.language.placements import CLIENTS
 from sumfold.language.plan import Client
-from sumfold.language.primitives import sequence_map_p, sequence_of_p, sequence_reduce_p
+from sumfold.language.primitives import sequence_map_p, sequence_reduce_p
 from sumfold.language.tracing import Program
 from sumfold.language.types import FederatedType
 from sumfold.tree import Leaf, Tree
@@ -361,4 +361,4 @@ def _rules(done: dict[int, list[Leaf]]) -> Rules:
     def mapped(equation: Any, inputs: list[Any]) -> list[Any]:
         return [None] if inputs[0] is None else SEQUENCES[sequence_map_p](equation, inputs)
 
-    return {sequence_reduce_p: reduce, sequence_map_p: mapped, sequence_of_p: SEQUENCES[sequence_of_p]}
+    return {**SEQUENCES, sequence_reduce_p: reduce, sequence_map_p: mapped}

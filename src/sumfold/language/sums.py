@@ -313,7 +313,12 @@ def _sum(given: Value, dtype: Any, name: str) -> Value:
 
 def _widened(given: Value, dtype: Any) -> tuple[Value, Any]:
     """The value as it is summed for a result of `dtype`, and the dtype that integers end in."""
-    wanted = np.dtype(dtype)
+    try:
+        wanted = np.dtype(dtype)
+    except TypeError as error:
+        raise TypeMismatchError(
+            "SF-TYPE-053", f"federated_sum with dtype={dtype!r}", "a dtype", "pass dtype=np.int64 or dtype=np.float32"
+        ) from error
     kinds = [t.dtype for t in types.leaves(given.member) if isinstance(t, TensorType)]
     whole = all(jnp.issubdtype(k, jnp.integer) and k.itemsize <= wanted.itemsize for k in kinds)
     if jnp.issubdtype(wanted, jnp.integer) and whole:

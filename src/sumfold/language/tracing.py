@@ -27,7 +27,7 @@ from sumfold.language.mapping import explained
 from sumfold.language.placements import CLIENTS, Placement
 from sumfold.language.plan import Place, Plan, plan
 from sumfold.language.types import FederatedType, SequenceType, StructType, TensorType, Type
-from sumfold.language.value import Elements, Part, Pending, Undecided, Value, flat, local, typed
+from sumfold.language.value import Elements, Part, Pending, Undecided, Value, check_alive, flat, local, typed
 from sumfold.tree import Leaf
 
 __all__ = ["Output", "Parameter", "Program", "place", "trace", "varies"]
@@ -101,8 +101,7 @@ def place(attempt: Callable[[dict[int, Placement | None]], Program], learnt: dic
             # The guess that was made last may be wrong: try the other placement, once.
             first = first or error
             open_guesses = [i for i, where in guessed.items() if where is CLIENTS and i not in certain]
-            elsewhere = isinstance(error, PlacementError) or error.code == "SF-TYPE-070"
-            if not elsewhere or not open_guesses:
+            if not open_guesses:
                 raise first from first.__cause__
             certain[open_guesses[-1]] = Placement.SERVER
 
@@ -324,6 +323,7 @@ def _result(result: Any, outputs: list[Output], name: str) -> tuple[Type, Any]:
             "elements of one size",
             "pad them with sequence_map, or return what is computed of them",
         )
+    check_alive(result)
     outputs.append(Output(result.type, result.leaves))
     return result.type, len(outputs) - 1
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
 from sumfold import tree
 from sumfold.core.foreign import foreign
@@ -96,13 +97,14 @@ class Value:
         4.0
     """
 
-    __slots__ = ("leaves", "type")
+    __slots__ = ("leaves", "traced_in", "type")
     __hash__ = None  # type: ignore[assignment]
+    __array_ufunc__ = None  # so that NumPy leaves arithmetic to us
     type: Type
     leaves: tuple[Part, ...]
 
     def __init__(self, type: Type, leaves: tuple[Part, ...]) -> None:
-        self.type, self.leaves = type, leaves
+        self.type, self.leaves, self.traced_in = type, leaves, _now_traced()
 
     @property
     def placement(self) -> Placement | None:
@@ -194,9 +196,7 @@ class Value:
 
     @user_facing
     def __bool__(self) -> bool:
-        raise _no_number(
-            self, "bool(), which `if`, `while`, `and`, `or` and `not` call", "jnp.where inside federated_map"
-        )
+        raise _no_number(self, "`if`, `and`, `or`, `not` or bool()", "jnp.where inside federated_map")
 
     @user_facing
     def __float__(self) -> float:
@@ -208,21 +208,11 @@ class Value:
 
     @user_facing
     def __index__(self) -> int:
-        raise _no_number(self, "its use as an index", "federated_map")
+        raise _no_number(self, "indexing with, or range() of,", "federated_map")
 
     @user_facing
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
         raise _no_number(self, "a NumPy function", "jax.numpy inside federated_map")
-
-    @user_facing
-    def __jax_array__(self) -> Any:
-        raise PlacementError(
-            "SF-PLACE-004",
-            f"a JAX function of a value of type {self.type}",
-            "arrays",
-            "apply the function with federated_map(function, value); a value that a mapped function needs is given to "
-            "it as an argument, federated_map(function, (a, b)), and brought from the server by federated_broadcast",
-        )
 
     # -- arithmetic ------------------------------------------------------------------------------------
 
@@ -261,8 +251,8 @@ class Value:
 def _no_number(value: Value, use: str, instead: str) -> CompositionError:
     return CompositionError(
         "SF-COMP-051",
-        f"{use} of a value of type {value.type}",
-        "a number, which there is none of while a computation is traced",
+        f"{use} on a value of type {value.type}, which has no number while the computation is traced",
+        "operations that hold for every number",
         f"use {instead}",
     )
 
@@ -302,6 +292,7 @@ def _apply(function: Callable[..., Any], *values: Any) -> Value:
     """The function, leaf by leaf; arrays and numbers meet every leaf of a structure."""
     placed = [v for v in values if isinstance(v, Value)]
     for value in placed:
+        check_alive(value)
         if any(isinstance(leaf, Elements) for leaf in value.leaves):
             raise TypeMismatchError(
                 "SF-TYPE-032",
@@ -309,14 +300,8 @@ def _apply(function: Callable[..., Any], *values: Any) -> Value:
                 "arrays",
                 "use sequence_map, sequence_reduce or sequence_sum",
             )
-        if any(isinstance(leaf, Wide) for leaf in value.leaves):
-            raise CompositionError(
-                "SF-COMP-052",
-                f"arithmetic on {value.type}, which has 64 bits",
-                "at most 32 bits while jax_enable_x64 is off",
-                "return it as it is, or switch on jax_enable_x64",
-            )
-    whole = max(placed, key=lambda v: len(v.leaves))
+        check_narrow(value.type, value.leaves, "arithmetic on")
+    whole = max(placed, key=lambda v: (not isinstance(v.member, TensorType), len(v.leaves)))
     shape = _shape(whole.member)
     for value in placed:
         if not isinstance(value.member, TensorType) and _shape(value.member) != shape:
@@ -344,6 +329,21 @@ def _apply(function: Callable[..., Any], *values: Any) -> Value:
     member = refill(whole.member, [tensor_of(leaf) for leaf in leaves])
     placement = whole.placement
     return Value(FederatedType(member, placement) if placement is not None else member, leaves)
+
+
+def check_narrow(t: Type, leaves: tuple[Part, ...], what: str) -> None:
+    """Refuse a 64-bit integer that JAX cannot compute with.
+
+    Raises:
+        CompositionError: saying so.
+    """
+    if any(isinstance(leaf, Wide) for leaf in leaves):
+        raise CompositionError(
+            "SF-COMP-052",
+            f"{what} {t}, which has 64 bits",
+            "at most 32 bits while jax_enable_x64 is off",
+            "return it as it is, or switch on jax_enable_x64",
+        )
 
 
 def _first_line(error: BaseException) -> str:
@@ -383,7 +383,7 @@ def typed(result: Any, what: str) -> tuple[Type, tuple[Part, ...]]:
         if isinstance(result.type, FederatedType):
             raise PlacementError(
                 "SF-PLACE-005",
-                f"{what} returned a value of type {result.type}",
+                f"{what} gave a value of type {result.type}, which is placed",
                 "arrays without a placement: it runs at one place",
                 "apply intrinsics outside of mapped functions",
             )
@@ -433,6 +433,36 @@ def with_flat(leaves: tuple[Part, ...], variables: list[Leaf]) -> tuple[Part, ..
     )
 
 
+def _now_traced() -> Any:
+    """What JAX traces at this moment; comparable."""
+    state: Any = core.get_opaque_trace_state
+    return state()
+
+
+def check_alive(value: Value) -> None:
+    """Refuse a value where another function is traced than the one that it belongs to.
+
+    Raises:
+        CompositionError: saying so.
+    """
+    if value.traced_in == _now_traced():
+        return
+    if any(isinstance(leaf, Elements) for leaf in value.leaves):
+        raise CompositionError(
+            "SF-COMP-060",
+            f"a sequence of type {value.type} that is read where JAX traces another function: inside of jax.jit, vmap, "
+            "grad, cond or a loop, or of a function that is applied to each element of a sequence",
+            "a fold in the mapped function itself, which a client can do as it reads its rows",
+            "fold first and use the result there; repeat a fold with Python's for",
+        )
+    raise CompositionError(
+        "SF-COMP-050",
+        f"a value of type {value.type} outside of the computation that it belongs to, or captured by a mapped function",
+        "values of the computation that is being traced",
+        "pass it in as an argument: of the computation, or of the mapped function, federated_map(function, (a, b))",
+    )
+
+
 class Pending:
     """An argument whose placement is still to be learnt from its use.
 
@@ -442,6 +472,7 @@ class Pending:
 
     __slots__ = ("index", "name")
     __hash__ = None  # type: ignore[assignment]
+    __array_ufunc__ = None
 
     def __init__(self, index: int, name: str) -> None:
         self.index, self.name = index, name
@@ -456,9 +487,6 @@ class Pending:
         raise Undecided(self.index, CLIENTS, certain=False)
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
-        raise Undecided(self.index, None, certain=False)
-
-    def __jax_array__(self) -> Any:
         raise Undecided(self.index, None, certain=False)
 
     def _meets(self, other: Any) -> Any:

@@ -95,7 +95,8 @@ REFUSED: dict[str, str] = {
     "tff.federated_average": "use tff.federated_mean(value, weight), its name since TFF 0.3",
     "tff.federated_collect": (
         "what leaves the clients is a sum, not their values: use tff.federated_sum, tff.federated_mean or "
-        "tff.federated_aggregate; a value for each client comes from a loop over process.next(state, [one_client])"
+        "tff.federated_aggregate; called without a runtime, a computation may return tff.federated_map(fn, value), "
+        "one entry a client"
     ),
     "tff.federated_reduce": "use tff.federated_aggregate(value, zero, accumulate, merge, report)",
     "tff.NamedTupleType": "use tff.StructType, its name since TFF 0.17",

@@ -60,7 +60,8 @@ def _no_model(came: str) -> TypeMismatchError:
 
 
 def _kind(given: Any) -> str:
-    return "None" if given is None else f"a {type(given).__name__}"
+    name = type(given).__name__
+    return "None" if given is None else f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"
 
 
 def optimizer_of(given: Any) -> Any:
