@@ -92,8 +92,8 @@ def test_no_name_is_both_offered_and_refused():
 def test_some_words_of_the_history():
     with pytest.raises(AttributeError, match=r"not their values: use tff\.federated_sum"):
         _ = tff.federated_collect
-    with pytest.raises(AttributeError, match=r"sf\.learning\.fed_avg"):
-        _ = tff.learning.algorithms.build_weighted_fed_prox
+    with pytest.raises(AttributeError, match=r"sf\.learning has fed_avg"):
+        _ = tff.learning.algorithms.build_fed_kmeans
     with pytest.raises(AttributeError, match="nothing has to be started"):
         tff.backends.native.set_sync_local_cpp_execution_context()
     with pytest.raises(AttributeError, match=r"sf\.aggregators"):

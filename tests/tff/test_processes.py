@@ -1,5 +1,6 @@
 """Process builders under TFF's names: numbers of a model w·x on two clients, and a script as it is written."""
 
+import jax.numpy as jnp
 import keras
 import numpy as np
 import optax
@@ -291,11 +292,11 @@ def test_a_model_of_another_kind():
 @pytest.mark.parametrize(
     ("given", "came"),
     [
-        (lambda: 3, "model_fn returned a int"),
+        (lambda: 3, "model_fn returned an int"),
         (lambda: None, "model_fn returned None"),
         (lambda: keras.Sequential([keras.layers.Dense(1)]), "model_fn returned a Sequential"),
         (keras.Sequential([keras.layers.Dense(1)]), "model_fn is a Sequential"),
-        (3, "model_fn is a int"),
+        (3, "model_fn is an int"),
         (None, "model_fn is None"),
     ],
 )
@@ -331,7 +332,7 @@ def test_an_optimizer_fn_must_return_an_optimizer(given):
     ],
 )
 def test_an_argument_without_counterpart(name, do):
-    with pytest.raises(CompositionError, match=rf"{name} is a object; needed: .*{do}.*SF-COMP-072"):
+    with pytest.raises(CompositionError, match=rf"{name} is an object; needed: .*{do}.*SF-COMP-072"):
         tff.learning.build_federated_averaging_process(model_fn, keras_sgd(0.1), **{name: object()})
 
 
@@ -345,3 +346,29 @@ def test_timing_and_distributors_have_no_counterpart():
         build(model_fn, keras_sgd(0.1), no_such_argument=1)
     with pytest.raises(CompositionError, match="SF-COMP-021"):
         build(model_fn, keras_sgd(0.1), client_weighting="heavy")
+
+
+def test_fed_prox_has_the_right_sign():
+    model = sf.models.from_functions(lambda key: jnp.float32(0), lambda w, x: w * x, lambda o, y: (o - y) ** 2)
+    one, three = (np.ones(1), 2 * np.ones(1)), (2 * np.ones(3), 4 * np.ones(3))
+    client_data = [[one, one], [three, three]]  # two local steps each
+    numbers = {}
+    for mu in (0.0, 1.0):
+        process = tff.learning.algorithms.build_weighted_fed_prox(lambda: model, mu, lambda: optax.sgd(0.05))
+        state = process.initialize()
+        numbers[mu] = []
+        for _ in range(3):
+            state, _ = process.next(state, client_data)
+            numbers[mu].append(float(process.get_model_weights(state)))
+    np.testing.assert_allclose(numbers[0.0], [1.055, 1.553487, 1.789023], rtol=1e-6)
+    np.testing.assert_allclose(numbers[1.0], [1.0225, 1.522247, 1.766498], rtol=1e-6)
+
+
+def test_fed_sgd_with_its_default_is_one_full_step():
+    model = sf.models.from_functions(lambda key: jnp.float32(0), lambda w, x: w * x, lambda o, y: (o - y) ** 2)
+    process = tff.learning.algorithms.build_fed_sgd(lambda: model)
+    state, weights = process.initialize(), []
+    for _ in range(3):
+        state, _ = process.next(state, [[(np.ones(1), 2 * np.ones(1))], [(2 * np.ones(3), 4 * np.ones(3))]])
+        weights.append(float(process.get_model_weights(state)))
+    np.testing.assert_allclose(weights, [1.3, 1.755, 1.91425], rtol=1e-6)

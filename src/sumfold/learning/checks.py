@@ -25,6 +25,7 @@ __all__ = [
     "check_batches",
     "check_labels",
     "check_model",
+    "check_population",
     "check_seed",
     "labels_of",
 ]
@@ -53,6 +54,18 @@ def check_seed(seed: Any) -> None:
     """
     if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool):
         raise CompositionError("SF-COMP-033", f"seed={seed!r}", "a whole number", "pass for example seed=0")
+
+
+def check_population(clients: Any) -> None:
+    """Refuse a population's size that is no whole number of at least 1.
+
+    Raises:
+        CompositionError: saying what came.
+    """
+    if not isinstance(clients, (int, np.integer)) or isinstance(clients, bool) or clients < 1:
+        raise CompositionError(
+            "SF-COMP-061", f"clients={clients!r}", "how many clients there are in all", "pass for example clients=100"
+        )
 
 
 def check_aggregator(aggregator: Any) -> Stage:

@@ -10,7 +10,7 @@ Reddi et al. 2021, Algorithm 1: the same with another server optimizer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -34,16 +34,18 @@ from sumfold.learning.weighting import Weighting, as_weighting
 from sumfold.models.model import Model, Parts
 from sumfold.tree import Tree
 
-__all__ = ["fed_avg"]
+__all__ = ["Local", "Message", "Variant", "averaging", "fed_avg"]
 
 
 class Server(NamedTuple):
-    """The server's state: the model, the server optimizer's, the clients' hyperparameters, and the round."""
+    """The server's state: the model, the server optimizer's, the clients' hyperparameters, the round, the variant's."""
 
     model: Parts
     optimizer: Tree
     client_hparams: Hparams
     round: Int[Array, ""]
+    own: Tree = ()
+    own_hparams: Hparams = {}  # noqa: RUF012 - never written to
 
 
 class Message(NamedTuple):
@@ -52,10 +54,12 @@ class Message(NamedTuple):
     model: Parts
     hparams: Hparams
     round: Int[Array, ""]
+    own: Tree = ()
+    own_hparams: Hparams = {}  # noqa: RUF012 - never written to
 
 
 class Local(NamedTuple):
-    """A client's run: its weights and optimizer, and what it has measured."""
+    """A client's run: its weights and optimizer, what it has measured, and what the variant gathers."""
 
     trainable: Tree
     statistics: Tree
@@ -63,6 +67,50 @@ class Local(NamedTuple):
     sums: dict[str, Tree]
     num_examples: Int[Array, ""]
     num_batches: Int[Array, ""]
+    own: Tree = ()
+
+
+def _unchanged(task: Task, local: Local, gradient: Tree, rows: Array) -> tuple[Tree, Tree]:
+    return gradient, local.own
+
+
+def _update(task: Task, local: Local, update: Contribution) -> tuple[dict[str, Contribution], Tree]:
+    return {"update": update}, ()
+
+
+def _mean_update(own: Tree, results: Mapping[str, Tree], measured: Measured, hparams: Hparams) -> tuple[Tree, Tree]:
+    return results["update"], own
+
+
+class Variant(NamedTuple):
+    """What an algorithm of the family does otherwise than federated averaging; the defaults change nothing.
+
+    Attributes:
+        name: the algorithm's.
+        hparams: its own hyperparameters, read and set under ``client_work``.
+        state: trainable -> what its server remembers besides.
+        share: that -> what clients see of it.
+        memory: message -> the memory of a client never seen.
+        begin: task -> what a client gathers while it trains.
+        gradient: (task, local, gradient, rows of the batch) -> the gradient that its optimizer is given, and what is
+            gathered now.
+        report: (task, local, the update w − w_k with its weight) -> the parts that it sends, and its next memory.
+        stages: the stages of the parts besides ``update``.
+        server: (its state, results, measured, hparams) -> the update that the server optimizer is given, and its state.
+        population: (its state, number of clients) -> its state, where the population's size counts.
+    """
+
+    name: str
+    hparams: Mapping[str, float] = {}
+    state: Callable[[Tree], Tree] = lambda trainable: ()
+    share: Callable[[Tree], Tree] = lambda own: ()
+    memory: Callable[[Message], Tree] = lambda message: ()
+    begin: Callable[[Task], Tree] = lambda task: ()
+    gradient: Callable[[Task, Local, Tree, Array], tuple[Tree, Tree]] = _unchanged
+    report: Callable[[Task, Local, Contribution], tuple[dict[str, Contribution], Tree]] = _update
+    stages: Mapping[str, Stage] = {}
+    server: Callable[[Tree, Mapping[str, Tree], Measured, Hparams], tuple[Tree, Tree]] = _mean_update
+    population: Callable[[Tree, int], Tree] | None = None
 
 
 @user_facing
@@ -109,6 +157,35 @@ def fed_avg(
         >>> round(float(process.get_model_weights(state)), 4), metrics["client_work"]["train"]["num_examples"]
         (1.3, 4)
     """
+    return averaging(
+        Variant("fed_avg"),
+        model,
+        client_optimizer,
+        server_optimizer,
+        weighting=weighting,
+        aggregator=aggregator,
+        batching=batching,
+    )
+
+
+def averaging(
+    variant: Variant,
+    model: Model,
+    client_optimizer: Any,
+    server_optimizer: Any,
+    *,
+    weighting: Weighting | Any,
+    aggregator: Stage | Any,
+    batching: Batching | Any,
+    examples: Batching | None = None,
+) -> Process:
+    """Federated averaging and its family: what every member shares, with the places where a `Variant` differs.
+
+    Args:
+        variant: what differs.
+        model, client_optimizer, server_optimizer, weighting, aggregator, batching: as in `fed_avg`.
+        examples: how examples become batches where `batching` is None; default `Batching()`.
+    """
     check_model(model)
     client, server = as_client_optimizer(client_optimizer), as_optimizer(server_optimizer, "server_optimizer")
     weigh = as_weighting(weighting)
@@ -116,23 +193,27 @@ def fed_avg(
 
     def init(weights: Tree, key: Key) -> Server:
         parts = model.split(weights)
-        return Server(parts, server.init(parts.trainable), client.hparams(parts.trainable), jnp.int32(0))
+        own_hparams = {name: jnp.float32(value) for name, value in variant.hparams.items()}
+        optimizers = server.init(parts.trainable), client.hparams(parts.trainable)
+        return Server(parts, *optimizers, jnp.int32(0), variant.state(parts.trainable), own_hparams)
 
     def broadcast(state: Server, key: Key) -> Message:
-        return Message(state.model, state.client_hparams, state.round)
+        return Message(state.model, state.client_hparams, state.round, variant.share(state.own), state.own_hparams)
 
     # each client: w_k ← ClientOpt(w_k, ∇ loss(w_k; b)) for every batch b
 
     def begin(task: Task, key: Key) -> Local:
-        (trainable, statistics, _constants), hparams, round = task.message
-        optimizer = client.init(trainable, hparams, round)
-        return Local(trainable, statistics, optimizer, model.zero(), jnp.int32(0), jnp.int32(0))
+        message: Message = task.message
+        trainable, statistics, _constants = message.model
+        optimizer = client.init(trainable, message.hparams, message.round)
+        return Local(trainable, statistics, optimizer, model.zero(), jnp.int32(0), jnp.int32(0), variant.begin(task))
 
     def train(task: Task, local: Local, batch: Batch, key: Key) -> Local:
         rest = task.message.model._replace(statistics=local.statistics)
         gradient, statistics, sums = model.gradient(local.trainable, rest, batch, key)
-        trainable, optimizer = client.update(gradient, local.optimizer, local.trainable, task.message.round)
         rows = batch.mask.sum(dtype=jnp.int32)
+        gradient, own = variant.gradient(task, local, gradient, rows)
+        trainable, optimizer = client.update(gradient, local.optimizer, local.trainable, task.message.round)
         return Local(
             trainable,
             statistics,
@@ -140,55 +221,68 @@ def fed_avg(
             tree.add(local.sums, sums),
             local.num_examples + rows,
             local.num_batches + 1,
+            own,
         )
 
     def report(task: Task, local: Local, key: Key) -> Report:
         counts = {"num_examples": local.num_examples, "num_batches": local.num_batches}
         weight = weigh(task.rows, local.num_batches, {**model.finish(local.sums), **counts})
-        parts = {"update": Contribution(tree.sub(task.message.model.trainable, local.trainable), weight)}
+        update = Contribution(tree.sub(task.message.model.trainable, local.trainable), weight)
+        parts, memory = variant.report(task, local, update)
         if has_statistics:
             parts["statistics"] = Contribution(local.statistics, weight)
-        return Report(parts, {**local.sums, **counts})
+        return Report(parts, {**local.sums, **counts}, memory)
 
     # the server: w ← ServerOpt(w, mean of w − w_k); a mean of nobody is not finite and is not applied
 
     def finalize(state: Server, results: Mapping[str, Tree], measured: Measured, key: Key) -> tuple[Server, Metrics]:
         before = state.model
-        trainable, optimizer = server.update(results["update"], state.optimizer, before.trainable)
+        update, own = variant.server(state.own, results, measured, state.own_hparams)
+        trainable, optimizer = server.update(update, state.optimizer, before.trainable)
         after = before._replace(trainable=trainable, statistics=results.get("statistics", before.statistics))
-        applied = tree.all_finite((results, after)) & (measured.sums["num_batches"] > 0)
+        applied = tree.all_finite((results, after, own)) & (measured.sums["num_batches"] > 0)
         rate = client.rate(before.trainable, state.client_hparams, state.round)
         metrics: Metrics = {
             "client_work": {"train": summary(model, measured), **rate},
             "finalizer": {"update_non_finite": (~applied).astype(jnp.int32)},
         }
-        after, optimizer = tree.where(applied, (after, optimizer), (before, state.optimizer))
-        return Server(after, optimizer, state.client_hparams, state.round + 1), metrics
+        kept = (before, state.optimizer, state.own)
+        after, optimizer, own = tree.where(applied, (after, optimizer, own), kept)
+        return Server(after, optimizer, state.client_hparams, state.round + 1, own, state.own_hparams), metrics
 
     def hparams(state: Server) -> Metrics:
         return {
-            "client_work": readable(state.client_hparams, client_optimizer),
+            "client_work": {**readable(state.client_hparams, client_optimizer), **state.own_hparams},
             "finalizer": readable(server.read(state.optimizer), server_optimizer),
         }
 
     def with_hparams(state: Server, values: Metrics) -> Server:
+        given = values["client_work"]
+        of_variant = {name: value for name, value in given.items() if name in state.own_hparams}
+        of_optimizer = {name: value for name, value in given.items() if name not in state.own_hparams}
         return state._replace(
-            client_hparams=written(state.client_hparams, values["client_work"], "client_work"),
+            client_hparams=written(state.client_hparams, of_optimizer, "client_work"),
+            own_hparams=written(state.own_hparams, of_variant, "client_work"),
             optimizer=server.write(
                 state.optimizer, written(server.read(state.optimizer), values["finalizer"], "finalizer")
             ),
         )
 
-    work = Work(begin, train, report, batching_for(model, batching))
-    aggregate = {"update": check_aggregator(aggregator)}
+    def with_population(state: Server, number: int) -> Server:
+        return state._replace(own=variant.population(state.own, number)) if variant.population else state
+
+    chosen = examples if batching is None and examples is not None else batching_for(model, batching)
+    work = Work(begin, train, report, chosen, variant.memory)
+    aggregate = {"update": check_aggregator(aggregator), **variant.stages}
     if has_statistics:
         aggregate["statistics"] = mean()
     return Process(
-        Round("fed_avg", init, (Phase(broadcast, work, aggregate, finalize),)),
+        Round(variant.name, init, (Phase(broadcast, work, aggregate, finalize),)),
         model=model,
         batching=batching,
         parts=lambda state: state.model,
         with_parts=lambda state, parts: state._replace(model=parts),
         hparams=hparams,
         with_hparams=with_hparams,
+        with_population=with_population if variant.population is not None else None,
     )

@@ -24,7 +24,7 @@ from sumfold.core.round import Batch, Metrics, Round
 from sumfold.data import Federation
 from sumfold.data.clients import as_federation
 from sumfold.errors import CompositionError, user_facing
-from sumfold.learning.checks import Labels, check_batches, check_labels, check_seed, labels_of
+from sumfold.learning.checks import Labels, check_batches, check_labels, check_population, check_seed, labels_of
 from sumfold.learning.explain import explain
 from sumfold.models.model import Model, Parts
 from sumfold.simulation import Simulation
@@ -63,6 +63,8 @@ class Process:
         batching: as the caller gave it; None leaves ready-made batches as they are.
         parts, with_parts: read and replace the model's `Parts` in the algorithm's state.
         hparams, with_hparams: read and replace its hyperparameters.
+        with_population: tell the algorithm's state how many clients there are, unless it knows; None where it does
+            not matter.
         runtime: where it runs.
 
     Example:
@@ -79,6 +81,7 @@ class Process:
     with_parts: Callable[[Tree, Parts], Tree] | None = None
     hparams: Callable[[Tree], Metrics] = _closed
     with_hparams: Callable[[Tree, Metrics], Tree] = lambda state, values: state
+    with_population: Callable[[Tree, int], Tree] | None = None
     runtime: Runtime = field(default_factory=Simulation)
 
     def __repr__(self) -> str:
@@ -107,10 +110,17 @@ class Process:
 
         Args:
             seed: everything random in the run is a function of it.
-            clients: the population's size, for algorithms that need it.
+            clients: the population's size, for algorithms that need it (SCAFFOLD, FedDyn); left out, it is the number
+                of clients in the data of the first round.
+
+        Raises:
+            CompositionError: for a seed or a number of clients that is no whole number.
         """
         check_seed(seed)
         state = begin(self.round, self._params(seed), seed)
+        if clients is not None:
+            check_population(clients)
+            state = self._populated(state, int(clients))
         self.__dict__.setdefault("_template", _shapes(state))
         return state
 
@@ -130,6 +140,7 @@ class Process:
         state = recognise(self.round, self._template, state)
         federation, positions = as_federation(client_data, clients, self._kept)
         self._check(federation, state)
+        state = self._populated(state, len(federation))
         check_labels(self._checked[federation][1], federation, positions)
         after, metrics = step(self._run, state, Cohort(federation, positions))
         return Output(after, metrics)
@@ -216,6 +227,11 @@ class Process:
         return explain(repr(self), self.round, self._template, batch)
 
     # -- caches and checks ----------------------------------------------------------------------------
+
+    def _populated(self, state: State, number: int) -> State:
+        if self.with_population is None:
+            return state
+        return state._replace(algorithm=self.with_population(state.algorithm, number))
 
     def _params(self, seed: int) -> Tree:
         if self.model is None:

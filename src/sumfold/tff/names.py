@@ -58,8 +58,11 @@ OFFERED: dict[str, str] = {
     "tff.learning.from_keras_model": f"{_LEARNING}.keras_model:from_keras_model",
     "tff.learning.models.from_keras_model": f"{_LEARNING}.keras_model:from_keras_model",
     "tff.learning.algorithms.build_fed_eval": f"{_LEARNING}.averaging:build_fed_eval",
+    "tff.learning.algorithms.build_fed_sgd": f"{_LEARNING}.relatives:build_fed_sgd",
     "tff.learning.algorithms.build_unweighted_fed_avg": f"{_LEARNING}.averaging:build_unweighted_fed_avg",
+    "tff.learning.algorithms.build_unweighted_fed_prox": f"{_LEARNING}.relatives:build_unweighted_fed_prox",
     "tff.learning.algorithms.build_weighted_fed_avg": f"{_LEARNING}.averaging:build_weighted_fed_avg",
+    "tff.learning.algorithms.build_weighted_fed_prox": f"{_LEARNING}.relatives:build_weighted_fed_prox",
     "tff.learning.algorithms.build_weighted_fed_avg_with_optimizer_schedule": (
         f"{_LEARNING}.schedule:build_weighted_fed_avg_with_optimizer_schedule"
     ),
@@ -74,8 +77,8 @@ OFFERED: dict[str, str] = {
 """TFF's name -> ``module:attribute``, or a module."""
 
 _TODAY = (
-    "the algorithms of today are sf.learning.fed_avg and sf.learning.fed_eval; to add one, begin as sumfold/learning/"
-    "fed_avg.py does: a Round, made into an sf.Process"
+    "it is not there yet; sf.learning has fed_avg, fed_sgd, fed_prox, scaffold, fed_nova, fed_dyn and fed_eval; to add "
+    "an algorithm, begin as sumfold/learning/fed_avg.py does: a Round, made into an sf.Process"
 )
 _AGGREGATORS = "pass a stage of sf.aggregators: sf.learning.fed_avg(…, aggregator=sf.aggregators.mean())"
 _LOOP = "use sf.train(process, data, rounds=…, evaluate=…, checkpoint=…), or a for loop over process.next"
@@ -143,7 +146,7 @@ REFUSED: dict[str, str] = {
     "tff.learning.assign_weights_to_keras_model": (
         "write process.get_model_weights(state).assign_to(keras_model), as sf.models.from_keras says"
     ),
-    "tff.learning.build_federated_sgd_process": _TODAY,
+    "tff.learning.build_federated_sgd_process": "use tff.learning.algorithms.build_fed_sgd, its name since TFF 0.28",
     "tff.learning.build_personalization_eval": _TODAY,
     "tff.learning.build_local_evaluation": "use model.evaluate(weights, x, y) of a model of sf.models",
     "tff.learning.compression_aggregator": _AGGREGATORS,
@@ -166,12 +169,9 @@ REFUSED: dict[str, str] = {
     "tff.learning.algorithms.build_fed_multi_model_eval": "use sf.learning.fed_eval, once for each model",
     "tff.learning.algorithms.build_fed_recon": _TODAY,
     "tff.learning.algorithms.build_fed_recon_eval": _TODAY,
-    "tff.learning.algorithms.build_fed_sgd": _TODAY,
     "tff.learning.algorithms.build_mime_lite_with_optimizer_schedule": _TODAY,
     "tff.learning.algorithms.build_personalization_eval_computation": _TODAY,
-    "tff.learning.algorithms.build_unweighted_fed_prox": _TODAY,
     "tff.learning.algorithms.build_unweighted_mime_lite": _TODAY,
-    "tff.learning.algorithms.build_weighted_fed_prox": _TODAY,
     "tff.learning.algorithms.build_weighted_mime_lite": _TODAY,
     "tff.learning.models.BatchOutput": _MODEL,
     "tff.learning.models.FunctionalModel": _MODEL,
