@@ -8,6 +8,8 @@ from sumfold.learning.fed_nova import fed_nova as fed_nova
 from sumfold.learning.fed_prox import fed_prox as fed_prox
 from sumfold.learning.fed_sgd import fed_sgd as fed_sgd
 from sumfold.learning.history import History as History
+from sumfold.learning.mime import mime as mime
+from sumfold.learning.mime import mime_lite as mime_lite
 from sumfold.learning.process import Output as Output
 from sumfold.learning.process import Process as Process
 from sumfold.learning.scaffold import scaffold as scaffold
@@ -24,6 +26,8 @@ __all__ = [
     "fed_nova",
     "fed_prox",
     "fed_sgd",
+    "mime",
+    "mime_lite",
     "scaffold",
     "train",
 ]
