@@ -170,12 +170,19 @@ def user_facing(function: _F) -> _F:
     return cast(_F, bounded)
 
 
+_LIBRARIES = {
+    *("sumfold", "jax", "jaxlib", "numpy", "beartype", "jaxtyping"),
+    *("tensorflow", "keras", "torch", "optax", "flax", "equinox"),
+}
+"""Packages whose frames tell a user nothing about their own mistake."""
+
+
 @functools.cache
 def is_library(filename: str) -> bool:
     """Whether a file is the library's, JAX's or Python's own, so that a user need not look at it."""
     parts = filename.replace(os.sep, "/").split("/")
     if "site-packages" in parts:
-        return bool({"sumfold", "jax", "jaxlib", "beartype", "jaxtyping"} & set(parts))
+        return bool(_LIBRARIES & set(parts))
     return filename.startswith((_HERE, _STDLIB, "<@", "<frozen"))
 
 

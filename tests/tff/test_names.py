@@ -33,8 +33,6 @@ def test_the_language_is_that_of_the_front_door():
     language = {name: target for name, target in OFFERED.items() if target.startswith("sumfold:")}
     renamed = {name: target for name, target in language.items() if name.split(".")[-1] != target.split(":")[1]}
     assert renamed == {
-        "tff.StructWithPythonType": "sumfold:StructType",
-        "tff.types.StructWithPythonType": "sumfold:StructType",
         "tff.types.at_clients": "sumfold:type_at_clients",
         "tff.types.at_server": "sumfold:type_at_server",
         "tff.tf_computation": "sumfold:computation",

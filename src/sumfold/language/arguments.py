@@ -63,6 +63,7 @@ class Argument(NamedTuple):
 
 def of_server(name: str, value: Any, declared: Type | None) -> Argument:
     """An argument that one party holds."""
+    _refuse_tracer(value, f"the argument {name!r}")
     member, columns = _columns([value], declared, "", lambda _: f"the argument {name!r}")
     return Argument(member, columns, None, 1)
 
@@ -79,6 +80,7 @@ def of_clients(name: str, value: Any, declared: Type | None) -> Argument:
         TypeMismatchError: for something that is no collection of clients, or an entry of another type.
         DataError: for entries that cannot be used.
     """
+    _refuse_tracer(value, f"the argument {name!r}")
     ids: list[Any] | None = None
     entries: Any = value
     if isinstance(value, Federation):
@@ -137,13 +139,7 @@ def _columns(entries: Any, declared: Type | None, path: str, who: Who) -> tuple[
 
 
 def _refuse(entry: Any, path: str, who: str) -> None:
-    if isinstance(entry, jax.core.Tracer):
-        raise CompositionError(
-            "SF-COMP-054",
-            f"{who} is traced by JAX: the computation was called inside jax.jit, vmap or grad",
-            "numbers: a federated computation is a program of its own",
-            "call it outside of jax.jit, and pass its result in",
-        )
+    _refuse_tracer(entry, who)
     if isinstance(entry, Value):
         raise CompositionError(
             "SF-COMP-050", f"{who} is a value of another computation", "numbers", "call it inside that computation"
@@ -154,6 +150,16 @@ def _refuse(entry: Any, path: str, who: str) -> None:
             f"{_at(path)}{who} is {_kind(entry)}",
             "numbers, arrays, or structures of them",
             "encode strings as integers; leave objects out",
+        )
+
+
+def _refuse_tracer(entry: Any, who: str) -> None:
+    if isinstance(entry, jax.core.Tracer):
+        raise CompositionError(
+            "SF-COMP-054",
+            f"{who} is traced by JAX: the computation was called inside jax.jit, vmap or grad",
+            "numbers: a federated computation is a program of its own",
+            "call it outside of jax.jit, and pass its result in",
         )
 
 
@@ -212,7 +218,19 @@ def _narrowed(column: NDArray[Any], dtype: Any, path: str, who: Who) -> NDArray[
                 f"integers that fit {computed}",
                 "use floats, smaller integers, or switch on jax_enable_x64",
             )
-    return column.astype(computed)
+    with np.errstate(over="ignore"):
+        narrow = column.astype(computed)
+    if computed.kind == "f" and column.dtype.kind == "f":
+        wrong = np.isinf(narrow) & np.isfinite(column)
+        if wrong.any():
+            k = int(np.argwhere(wrong)[0][0])
+            raise DataError(
+                "SF-DATA-071",
+                f"{_at(path)}{who(k)} holds {column[wrong][0]}",
+                f"numbers that fit {computed}",
+                "scale the values, or switch on jax_enable_x64",
+            )
+    return narrow
 
 
 def _check_dtype(came: Any, needed: Any, path: str, who: Who) -> None:

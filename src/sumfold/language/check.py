@@ -37,7 +37,8 @@ class Verdict(NamedTuple):
         return hash(self.holds)
 
     def __str__(self) -> str:
-        return "yes" if self.holds else "no: " + "; ".join(self.reasons)
+        besides = "besides secure sums only counts travel: of clients, of those left out, of violated ranges"
+        return f"yes; {besides}" if self.holds else "no: " + "; ".join(self.reasons)
 
 
 @user_facing

@@ -31,7 +31,7 @@ from sumfold.language.placing import federated_zip
 from sumfold.language.split import split
 from sumfold.language.tracing import Parameter, Program, place, rebuild, trace, varies
 from sumfold.language.types import FederatedType, FunctionType, SequenceType, StructType, TensorType, Type, to_type
-from sumfold.language.value import Pending, Undecided, Value, typed
+from sumfold.language.value import Pending, Value, typed
 from sumfold.learning.explain import explain
 
 __all__ = ["Computation", "computation", "federated_computation"]
@@ -399,8 +399,13 @@ def _made(function: Any, declared: tuple[Type, ...] | None, local: bool) -> Comp
             "types without a placement",
             "use @sf.federated_computation for placed values",
         )
-    if declared is None and not _parameters_of(function, getattr(function, "__name__", "the function")) and not local:
+    parameters = _parameters_of(function, getattr(function, "__name__", "the function"))
+    if declared is None and not parameters:
         declared = ()
+    if declared is not None and len(declared) == 1 and len(parameters) > 1:
+        # One structure for several parameters stands for its elements.
+        whole = declared[0]
+        declared = tuple(whole) if isinstance(whole, StructType) and len(whole) == len(parameters) else declared
     return Computation(function, declared, local)
 
 
@@ -513,7 +518,7 @@ def _is_tracing() -> bool:
 def _fit(value: Any, t: Type, what: str) -> Any:
     """An argument of a computation that is part of another one, as its declared type."""
     if isinstance(value, Pending):
-        raise Undecided(value.index, _placement(t), certain=True)
+        value.decide(_placement(t), certain=True)
     if isinstance(t, FederatedType):
         if not _has_value(value):
             raise _traced(f"{what} is no value of a computation")

@@ -137,9 +137,9 @@ def explained(function: Callable[..., Any], given: list[Any], what: str, argumen
     ) as error:
         refusal = TypeMismatchError(
             "SF-TYPE-038",
-            f"{what} calls code that is not JAX (NumPy, float(), int(), an index) on ({shown})",
+            f"{what} calls code that is not JAX (NumPy, TensorFlow, float(), int(), an index) on ({shown})",
             "a function that JAX can trace",
-            "write it with jax.numpy, jnp.… in place of np.…",
+            "write it with jax.numpy: jnp.… in place of np.… and tf.…",
         )
         raise refusal.with_traceback(error.__traceback__) from error
     except Exception as error:  # whatever a user's function raises
@@ -152,7 +152,7 @@ def _shown(argument: Any) -> str:
     return str(found) if found is not None else f"the argument {argument[0]!r}"
 
 
-def _foreign(error: Exception, given: list[Any], what: str, shown: str) -> SumfoldError:
+def _foreign(error: Exception, given: list[Any], what: str, shown: str) -> BaseException:
     """An error of a user's function, or of JAX about a placed value, in the user's terms."""
     text = str(error)
     if f"{Value.__module__}.Value" in text or "operand 'Value' does not support ufuncs" in text:
@@ -164,18 +164,20 @@ def _foreign(error: Exception, given: list[Any], what: str, shown: str) -> Sumfo
             "it as an argument, federated_map(function, (a, b)), and brought from the server by federated_broadcast",
         )
     pending = [g for g in given if isinstance(g, Pending)]
-    if pending and f"{Value.__module__}.Pending" in text:
-        raise Undecided(pending[0].index, None, certain=False)
-    if pending and "operand 'Pending' does not support ufuncs" in text:
-        raise Undecided(pending[0].index, None, certain=False)
+    if pending and (f"{Value.__module__}.Pending" in text or "operand 'Pending' does not support ufuncs" in text):
+        return Undecided(pending[0].index, None, certain=False)
     first = (text.strip().splitlines() or [""])[0]
     if "_DimExpr" in first:
         first += " (a size that is declared as ? is a symbol while the types are checked)"
+    needed, do = "a function that JAX can trace on values of these types", "inside it the arguments are JAX arrays"
+    if any(isinstance(g, Value | Pending) for g in given):
+        needed = "arithmetic, [key], .name and intrinsics, which is what values of a computation have"
+        do = "apply functions of arrays with federated_map"
     return TypeMismatchError(
         "SF-TYPE-036",
         f"{what} failed on ({shown}): {type(error).__name__}: {first}",
-        "a function that JAX can trace on values of these types",
-        "its own error is attached; inside it the arguments are JAX arrays of these types",
+        needed,
+        f"its own error is attached; {do}",
     )
 
 

@@ -11,7 +11,7 @@ from sumfold.errors import CompositionError, PlacementError
 from sumfold.language.containers import open_container
 from sumfold.language.placements import CLIENTS, Placement
 from sumfold.language.types import FederatedType, StructType, TensorType
-from sumfold.language.value import Pending, Undecided, Value, check_alive, check_narrow
+from sumfold.language.value import Pending, Value, check_alive, check_narrow
 
 __all__ = ["check_placement", "check_tracing", "placed"]
 
@@ -39,7 +39,7 @@ def _zipped(value: Any, what: str, placement: Placement | None) -> Value:
     if isinstance(value, Pending):
         if placement is None:
             value.guess()
-        raise Undecided(value.index, placement, certain=True)
+        value.decide(placement, certain=True)
     opened = open_container(value) if not isinstance(value, Value) else None
     if opened is None or not opened[1]:
         raise _unplaced(value, what, placement)

@@ -20,7 +20,7 @@ from sumfold.language.placed import check_placement, check_tracing, placed
 from sumfold.language.placements import CLIENTS, SERVER
 from sumfold.language.primitives import Check
 from sumfold.language.types import FederatedType, SequenceType, TensorType
-from sumfold.language.value import Elements, Pending, Undecided, Value, flat, refill, typed, with_flat
+from sumfold.language.value import Elements, Pending, Value, flat, refill, typed, with_flat
 
 __all__ = [
     "federated_broadcast",
@@ -54,7 +54,7 @@ def federated_value(value: Any, placement: Any) -> Value:
     check_placement(placement, "federated_value")
     check_tracing("federated_value")
     if isinstance(value, Pending):
-        raise Undecided(value.index, None, certain=True)
+        value.decide(None, certain=True)
     member, leaves = typed(value, "the value of federated_value")
     if placement is CLIENTS:
         leaves = tuple(primitives.broadcast(flat(leaves), user_line()))
@@ -225,6 +225,11 @@ def federated_select(client_keys: Any, max_key: Any, server_val: Any, select_fn:
     numbers = keys.leaves[0]
     out_of_range = ((numbers < 0) | (numbers > limit)).any()
     came = "a key outside of 0 … max_key at {who}"
+    rows = {leaf.shape[0] if leaf.ndim else 0 for leaf in flat(shared)}
+    if len(rows) == 1 and rows != {0}:
+        # JAX would clamp a key behind the last row to it.
+        out_of_range = out_of_range | (numbers >= rows.pop()).any()
+        came = "a key outside of 0 … max_key, or behind the last row of server_val, at {who}"
     what = Check(DataError, "SF-DATA-060", came, "keys from 0 to max_key", "check the keys, and max_key", line)
     primitives.check(out_of_range, what)
 

@@ -97,7 +97,7 @@ def check_splits(program: Program, name: str) -> None:
     if program.sources.unplaced:
         raise CompositionError(
             "SF-COMP-057",
-            f"the computation {name!r} takes a sequence that is placed nowhere",
+            f"the computation {name!r} takes a sequence that is not at the clients",
             "sequences at the clients",
             "declare it as type_at_clients(SequenceType(…)), or call the computation without .on()",
         )

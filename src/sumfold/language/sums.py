@@ -30,7 +30,7 @@ from sumfold.language.placed import placed
 from sumfold.language.placements import CLIENTS, SERVER
 from sumfold.language.primitives import Check
 from sumfold.language.types import FederatedType, TensorType, Type
-from sumfold.language.value import Part, Value, flat, local, refill, typed
+from sumfold.language.value import Part, Pending, Value, flat, local, refill, typed
 
 __all__ = [
     "federated_aggregate",
@@ -254,6 +254,8 @@ def federated_aggregate(
     """
     given = placed(value, "value to be aggregated", CLIENTS)
     _known(given, "federated_aggregate")
+    if isinstance(zero, Pending):
+        zero.decide(SERVER, certain=True)
     if isinstance(zero, Value):
         zero = local(zero.member, zero.leaves)
     total, zeros = typed(zero, "zero of federated_aggregate")
@@ -361,6 +363,9 @@ def _like(member: Type, empty: Any, results: list[Any]) -> list[Any]:
             f"one number, or a structure like {member}",
             "pass empty=0.0",
         )
+    for e, r in zip(given, results, strict=True):
+        if jnp.issubdtype(r.dtype, jnp.integer) and not jnp.issubdtype(e.dtype, jnp.integer):
+            raise TypeMismatchError("SF-TYPE-054", f"empty of {e.dtype}", f"{r.dtype}, as the result", "pass empty=0")
     return [jnp.broadcast_to(e.astype(r.dtype), r.shape) for e, r in zip(given, results, strict=True)]
 
 

@@ -298,7 +298,7 @@ def _argument(index: int, parameter: Parameter, rest: list[Leaf]) -> Any:
 def _result(result: Any, outputs: list[Output], name: str) -> tuple[Type, Any]:
     """The type of what was returned, its containers with an output's number as leaves; fills `outputs`."""
     if isinstance(result, Pending):
-        raise Undecided(result.index, None, certain=False)
+        result.decide(None, certain=False)
     if result is None:
         raise TypeMismatchError(
             "SF-TYPE-081",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -266,7 +266,7 @@ def _unary(function: Callable[[Any], Any], value: Value) -> Value:
 def _binary(function: Callable[[Any, Any], Any], name: str, a: Value, b: Any) -> Any:
     symbol = _SYMBOLS.get(name, name)
     if isinstance(b, Pending):
-        raise Undecided(b.index, a.placement, certain=True)
+        b.decide(a.placement, certain=True)
     if isinstance(b, jax.core.Tracer):
         raise PlacementError(
             "SF-PLACE-003",
@@ -470,29 +470,45 @@ class Pending:
     one placement only are certain of it; arithmetic, selection and mapping guess the clients.
     """
 
-    __slots__ = ("index", "name")
+    __slots__ = ("index", "name", "traced_in")
     __hash__ = None  # type: ignore[assignment]
     __array_ufunc__ = None
 
     def __init__(self, index: int, name: str) -> None:
-        self.index, self.name = index, name
+        self.index, self.name, self.traced_in = index, name, _now_traced()
+
+    def decide(self, placement: Placement | None, *, certain: bool) -> NoReturn:
+        """Trace again with the argument at this placement.
+
+        Raises:
+            Undecided: always, but for
+            CompositionError: where another function is traced than the argument's own.
+        """
+        if self.traced_in != _now_traced():
+            raise CompositionError(
+                "SF-COMP-050",
+                f"the argument {self.name!r} outside of the computation that it belongs to, or captured by a mapped "
+                "function",
+                "arguments of the function itself",
+                "pass it to the mapped function: federated_map(function, (a, b)); broadcast the server's first",
+            )
+        raise Undecided(self.index, placement, certain)
 
     def guess(self, *_: Any, **__: Any) -> Any:
         """Try the clients."""
-        raise Undecided(self.index, CLIENTS, certain=False)
+        self.decide(CLIENTS, certain=False)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise Undecided(self.index, CLIENTS, certain=False)
+        self.decide(CLIENTS, certain=False)
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
-        raise Undecided(self.index, None, certain=False)
+        self.decide(None, certain=False)
 
     def _meets(self, other: Any) -> Any:
-        if isinstance(other, Value):
-            raise Undecided(self.index, other.placement, certain=True)
-        raise Undecided(self.index, CLIENTS, certain=False)
+        placed = isinstance(other, Value)
+        self.decide(other.placement if placed else CLIENTS, certain=placed)
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _meets
     __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __matmul__ = __rmatmul__ = _meets

@@ -70,7 +70,7 @@ class Local(NamedTuple):
     own: Tree = ()
 
 
-def _unchanged(task: Task, local: Local, gradient: Tree, rows: Array) -> tuple[Tree, Tree]:
+def _unchanged(task: Task, local: Local, gradient: Tree, weight: Array) -> tuple[Tree, Tree]:
     return gradient, local.own
 
 
@@ -88,12 +88,13 @@ class Variant(NamedTuple):
     Attributes:
         name: the algorithm's.
         hparams: its own hyperparameters, read and set under ``client_work``.
+        check: refuses values of them that cannot be used.
         state: trainable -> what its server remembers besides.
         share: that -> what clients see of it.
         memory: message -> the memory of a client never seen.
         begin: task -> what a client gathers while it trains.
-        gradient: (task, local, gradient, rows of the batch) -> the gradient that its optimizer is given, and what is
-            gathered now.
+        gradient: (task, local, gradient, the batch's example weights together) -> the gradient that its optimizer is
+            given, and what is gathered now.
         report: (task, local, the update w − w_k with its weight) -> the parts that it sends, and its next memory.
         stages: the stages of the parts besides ``update``.
         server: (its state, results, measured, hparams) -> the update that the server optimizer is given, and its state.
@@ -102,6 +103,7 @@ class Variant(NamedTuple):
 
     name: str
     hparams: Mapping[str, float] = {}
+    check: Callable[[Mapping[str, Any]], None] = lambda values: None
     state: Callable[[Tree], Tree] = lambda trainable: ()
     share: Callable[[Tree], Tree] = lambda own: ()
     memory: Callable[[Message], Tree] = lambda message: ()
@@ -212,7 +214,7 @@ def averaging(
         rest = task.message.model._replace(statistics=local.statistics)
         gradient, statistics, sums = model.gradient(local.trainable, rest, batch, key)
         rows = batch.mask.sum(dtype=jnp.int32)
-        gradient, own = variant.gradient(task, local, gradient, rows)
+        gradient, own = variant.gradient(task, local, gradient, sums["loss"][1])
         trainable, optimizer = client.update(gradient, local.optimizer, local.trainable, task.message.round)
         return Local(
             trainable,
@@ -240,14 +242,15 @@ def averaging(
         update, own = variant.server(state.own, results, measured, state.own_hparams)
         trainable, optimizer = server.update(update, state.optimizer, before.trainable)
         after = before._replace(trainable=trainable, statistics=results.get("statistics", before.statistics))
-        applied = tree.all_finite((results, after, own)) & (measured.sums["num_batches"] > 0)
+        applied = tree.all_finite((results, after)) & (measured.sums["num_batches"] > 0)
         rate = client.rate(before.trainable, state.client_hparams, state.round)
         metrics: Metrics = {
             "client_work": {"train": summary(model, measured), **rate},
             "finalizer": {"update_non_finite": (~applied).astype(jnp.int32)},
         }
-        kept = (before, state.optimizer, state.own)
-        after, optimizer, own = tree.where(applied, (after, optimizer, own), kept)
+        after, optimizer = tree.where(applied, (after, optimizer), (before, state.optimizer))
+        # Clients commit their memory whether or not the update is applied, so what mirrors it on the server moves too.
+        own = tree.where(tree.all_finite(own), own, state.own)
         return Server(after, optimizer, state.client_hparams, state.round + 1, own, state.own_hparams), metrics
 
     def hparams(state: Server) -> Metrics:
@@ -259,6 +262,7 @@ def averaging(
     def with_hparams(state: Server, values: Metrics) -> Server:
         given = values["client_work"]
         of_variant = {name: value for name, value in given.items() if name in state.own_hparams}
+        variant.check(of_variant)
         of_optimizer = {name: value for name, value in given.items() if name not in state.own_hparams}
         return state._replace(
             client_hparams=written(state.client_hparams, of_optimizer, "client_work"),

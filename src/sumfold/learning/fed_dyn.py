@@ -8,7 +8,6 @@ Acar et al. 2021 ("Federated Learning Based on Dynamic Regularization"), Algorit
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,11 +16,13 @@ import optax
 from jaxtyping import Array, Int
 
 from sumfold import tree
+from sumfold.aggregators import mean
 from sumfold.core.batching import Batching
 from sumfold.core.round import Measured, Task
 from sumfold.core.stage import Contribution, Stage
-from sumfold.errors import CompositionError, user_facing
+from sumfold.errors import user_facing
 from sumfold.learning.fed_avg import Local, Message, Variant, averaging
+from sumfold.learning.hparams import check_number
 from sumfold.learning.optimizers import Hparams
 from sumfold.learning.process import Process
 from sumfold.learning.weighting import Weighting
@@ -58,7 +59,8 @@ def fed_dyn(
         model, client_optimizer, server_optimizer, aggregator, batching: as in `fed_avg`; ``optax.sgd(1.0)`` on the
             server is the paper's rule.
         alpha: strength α > 0 of the regulariser; it can be read and set: ``client_work.alpha``.
-        weighting: as in `fed_avg`; uniform in the paper.
+        weighting: as in `fed_avg`; uniform in the paper. With another one everybody must take part for h to be that
+            of the weighted objective.
 
     Raises:
         CompositionError: for an alpha that is not positive and finite, and as `fed_avg`.
@@ -76,22 +78,30 @@ def fed_dyn(
         >>> round(float(process.get_model_weights(state)), 3)
         2.0
     """
-    valid = isinstance(alpha, (int, float)) and not isinstance(alpha, bool) and math.isfinite(alpha) and alpha > 0
-    if not valid:
-        raise CompositionError("SF-COMP-062", f"fed_dyn(alpha={alpha!r})", "a finite number above 0", "try alpha=0.1")
 
-    def regularised(task: Task, local: Local, gradient: Tree, rows: Array) -> tuple[Tree, Tree]:
+    def check(values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            check_number("fed_dyn", name, value, zero=False)
+
+    check({"alpha": alpha})
+
+    def regularised(task: Task, local: Local, gradient: Tree, weight: Array) -> tuple[Tree, Tree]:
         message: Message = task.message
         away = tree.sub(local.trainable, message.model.trainable)
         pulled = tree.sub(tree.scale(message.own_hparams["alpha"], away), task.memory)
         return tree.add(gradient, pulled), ()
 
     def report(task: Task, local: Local, update: Contribution) -> tuple[dict[str, Contribution], Tree]:
-        return {"update": update}, tree.add(task.memory, tree.scale(task.message.own_hparams["alpha"], update.value))
+        # The mean change, whatever `aggregator` makes of the update, and the share of the cohort that weighs something.
+        weighs = update.weight > 0
+        active = Contribution(weighs.astype(jnp.float32), jnp.float32(1))
+        memory = tree.add(task.memory, tree.scale(task.message.own_hparams["alpha"], update.value))
+        return {"update": update, "drift": update, "active": active}, tree.where(weighs, memory, task.memory)
 
     def server(own: Drift, results: Mapping[str, Tree], measured: Measured, hparams: Hparams) -> tuple[Tree, Drift]:
-        share = measured.num_clients.astype(jnp.float32) / jnp.maximum(own.population, 1).astype(jnp.float32)
-        h = tree.add(own.h, tree.scale(hparams["alpha"] * share, results["update"]))
+        number = measured.num_clients.astype(jnp.float32) * results["active"]
+        share = number / jnp.maximum(own.population, 1).astype(jnp.float32)
+        h = tree.add(own.h, tree.scale(hparams["alpha"] * share, results["drift"]))
         return tree.add(results["update"], tree.divide(h, hparams["alpha"])), own._replace(h=h)
 
     def population(own: Drift, number: int) -> Drift:
@@ -100,10 +110,12 @@ def fed_dyn(
     variant = Variant(
         "fed_dyn",
         hparams={"alpha": float(alpha)},
+        check=check,
         state=lambda trainable: Drift(tree.zeros_like(trainable), jnp.int32(0)),
         memory=lambda message: tree.zeros_like(message.model.trainable),
         gradient=regularised,
         report=report,
+        stages={"drift": mean(), "active": mean()},
         server=server,
         population=population,
     )

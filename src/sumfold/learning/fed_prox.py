@@ -7,7 +7,7 @@ Li et al. 2020 ("Federated Optimization in Heterogeneous Networks"), equation 2 
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from typing import Any
 
 import optax
@@ -17,8 +17,9 @@ from sumfold import tree
 from sumfold.core.batching import Batching
 from sumfold.core.round import Task
 from sumfold.core.stage import Stage
-from sumfold.errors import CompositionError, user_facing
+from sumfold.errors import user_facing
 from sumfold.learning.fed_avg import Local, Message, Variant, averaging
+from sumfold.learning.hparams import check_number
 from sumfold.learning.process import Process
 from sumfold.learning.weighting import Weighting
 from sumfold.models.model import Model
@@ -58,17 +59,20 @@ def fed_prox(
         >>> round(float(process.get_model_weights(state)), 4)
         1.0225
     """
-    valid = isinstance(mu, (int, float)) and not isinstance(mu, bool) and math.isfinite(mu) and mu >= 0
-    if not valid:
-        raise CompositionError("SF-COMP-062", f"fed_prox(mu={mu!r})", "a finite number of at least 0", "try mu=0.01")
 
-    def held_near(task: Task, local: Local, gradient: Tree, rows: Array) -> tuple[Tree, Tree]:
+    def check(values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            check_number("fed_prox", name, value, zero=True)
+
+    check({"mu": mu})
+
+    def held_near(task: Task, local: Local, gradient: Tree, weight: Array) -> tuple[Tree, Tree]:
         message: Message = task.message
         away = tree.sub(local.trainable, message.model.trainable)
         return tree.add(gradient, tree.scale(message.own_hparams["mu"], away)), ()
 
     return averaging(
-        Variant("fed_prox", hparams={"mu": float(mu)}, gradient=held_near),
+        Variant("fed_prox", hparams={"mu": float(mu)}, check=check, gradient=held_near),
         model,
         client_optimizer,
         server_optimizer,

@@ -59,16 +59,18 @@ def fed_sgd(
         1.3
     """
 
-    def gathered(task: Task, local: Local, gradient: Tree, rows: Array) -> tuple[Tree, Tree]:
-        return gradient, tree.add(local.own, tree.scale(rows, gradient))
+    def gathered(task: Task, local: Local, gradient: Tree, weight: Array) -> tuple[Tree, Tree]:
+        total, weights = local.own
+        return gradient, (tree.add(total, tree.scale(weight, gradient)), weights + weight)
 
     def report(task: Task, local: Local, update: Contribution) -> tuple[dict[str, Contribution], Tree]:
-        whole = tree.divide(local.own, jnp.maximum(local.num_examples, 1))
+        total, weights = local.own
+        whole = tree.divide(total, jnp.where(weights > 0, weights, jnp.ones_like(weights)))
         return {"update": Contribution(whole, update.weight)}, ()
 
     variant = Variant(
         "fed_sgd",
-        begin=lambda task: tree.zeros_like(task.message.model.trainable),
+        begin=lambda task: (tree.zeros_like(task.message.model.trainable), jnp.float32(0)),
         gradient=gathered,
         report=report,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from sumfold.errors import CompositionError
 from sumfold.learning.optimizers import Hparams, unseen
 
-__all__ = ["readable", "written"]
+__all__ = ["check_number", "readable", "written"]
 
 _NOTE = "unseen"
 
@@ -37,3 +38,23 @@ def written(known: Hparams, given: Mapping[str, Any], group: str) -> Hparams:
                 "setting it would change nothing: change the schedule instead",
             )
     return {name: jnp.asarray(given.get(name, value), jnp.result_type(value)) for name, value in known.items()}
+
+
+def check_number(algorithm: str, name: str, value: Any, *, zero: bool) -> float:
+    """A hyperparameter that is a finite number above 0, or at least 0, as a float.
+
+    Raises:
+        CompositionError: for anything else.
+    """
+    try:
+        number = math.nan if isinstance(value, (bool, str)) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
+        raise CompositionError(
+            "SF-COMP-062",
+            f"{algorithm} with {name}={value!r}",
+            f"a finite number {'of at least' if zero else 'above'} 0",
+            f"try {name}=0.01",
+        )
+    return number

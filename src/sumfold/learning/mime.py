@@ -48,7 +48,7 @@ class Server(NamedTuple):
 
 
 class Gathering(NamedTuple):
-    """A client's gradient at the server's weights so far: the sum over rows, its metrics there, rows and batches."""
+    """A client's gradient at the server's weights so far: a weighted sum, its metrics there, rows and batches."""
 
     gradient: Tree
     sums: dict[str, Tree]
@@ -242,13 +242,15 @@ def _gathered(model: Model, whole: Gathering, task: Task, batch: Batch, key: Key
     """One more batch, and its gradient at the server's weights."""
     parts: Parts = task.message.model
     gradient, _, sums = model.gradient(parts.trainable, parts, batch, key)
-    rows = batch.mask.sum(dtype=jnp.int32)
-    total = tree.add(whole.gradient, tree.scale(rows, gradient))
-    return Gathering(total, tree.add(whole.sums, sums), whole.num_examples + rows, whole.num_batches + 1), gradient
+    _, weight = sums["loss"]
+    total = tree.add(whole.gradient, tree.scale(weight, gradient))
+    rows = whole.num_examples + batch.mask.sum(dtype=jnp.int32)
+    return Gathering(total, tree.add(whole.sums, sums), rows, whole.num_batches + 1), gradient
 
 
 def _mean(whole: Gathering) -> Tree:
-    return tree.divide(whole.gradient, jnp.maximum(whole.num_examples, 1))
+    _, weights = whole.sums["loss"]
+    return tree.divide(whole.gradient, jnp.where(weights > 0, weights, jnp.ones_like(weights)))
 
 
 def _full_gradient(model: Model, weigh: Callable[..., Array], batching: Batching) -> Phase:

@@ -105,7 +105,7 @@ class Process:
     # -- training -------------------------------------------------------------------------------------
 
     @user_facing
-    def initialize(self, seed: int | Any = 0, clients: int | None = None) -> State:
+    def initialize(self, seed: int | Any = 0, clients: int | Any = None) -> State:
         """The state before round 0.
 
         Args:

@@ -74,7 +74,7 @@ def scaffold(
         (1.3, -4.0)
     """
 
-    def corrected(task: Task, local: Local, gradient: Tree, rows: Array) -> tuple[Tree, Tree]:
+    def corrected(task: Task, local: Local, gradient: Tree, weight: Array) -> tuple[Tree, Tree]:
         message: Message = task.message
         return tree.add(gradient, tree.sub(message.own, task.memory)), tree.add(local.own, gradient)
 

@@ -133,7 +133,8 @@ def _pack(
     if data.order is not None and len(data.order):
         rows = np.asarray(data.order)[np.where(made.rows >= 0, rows, 0)]
     index = np.full(batches, -1, np.int32)
-    index[: len(rows), : rows.shape[1]] = np.where(made.rows >= 0, rows, -1)
+    if len(rows):
+        index[: len(rows), : rows.shape[1]] = np.where(made.rows >= 0, rows, -1)
 
     def padded(values: NDArray[Any], dtype: Any) -> NDArray[Any]:
         return np.pad(values.astype(dtype), (0, clients - len(at)))

@@ -33,8 +33,8 @@ OFFERED: dict[str, str] = {
     # the language
     **{f"tff.{name}": f"sumfold:{name}" for name in (*_SAME, *_TYPES)},
     **{f"tff.types.{name}": f"sumfold:{name}" for name in _TYPES},
-    "tff.StructWithPythonType": "sumfold:StructType",
-    "tff.types.StructWithPythonType": "sumfold:StructType",
+    "tff.StructWithPythonType": "sumfold.tff.structs:StructWithPythonType",
+    "tff.types.StructWithPythonType": "sumfold.tff.structs:StructWithPythonType",
     "tff.types.at_clients": "sumfold:type_at_clients",
     "tff.types.at_server": "sumfold:type_at_server",
     "tff.tf_computation": "sumfold:computation",
@@ -60,8 +60,10 @@ OFFERED: dict[str, str] = {
     "tff.learning.algorithms.build_fed_eval": f"{_LEARNING}.averaging:build_fed_eval",
     "tff.learning.algorithms.build_fed_sgd": f"{_LEARNING}.relatives:build_fed_sgd",
     "tff.learning.algorithms.build_unweighted_fed_avg": f"{_LEARNING}.averaging:build_unweighted_fed_avg",
+    "tff.learning.algorithms.build_unweighted_mime_lite": f"{_LEARNING}.relatives:build_unweighted_mime_lite",
     "tff.learning.algorithms.build_unweighted_fed_prox": f"{_LEARNING}.relatives:build_unweighted_fed_prox",
     "tff.learning.algorithms.build_weighted_fed_avg": f"{_LEARNING}.averaging:build_weighted_fed_avg",
+    "tff.learning.algorithms.build_weighted_mime_lite": f"{_LEARNING}.relatives:build_weighted_mime_lite",
     "tff.learning.algorithms.build_weighted_fed_prox": f"{_LEARNING}.relatives:build_weighted_fed_prox",
     "tff.learning.algorithms.build_weighted_fed_avg_with_optimizer_schedule": (
         f"{_LEARNING}.schedule:build_weighted_fed_avg_with_optimizer_schedule"
@@ -77,8 +79,8 @@ OFFERED: dict[str, str] = {
 """TFF's name -> ``module:attribute``, or a module."""
 
 _TODAY = (
-    "it is not there yet; sf.learning has fed_avg, fed_sgd, fed_prox, scaffold, fed_nova, fed_dyn and fed_eval; to add "
-    "an algorithm, begin as sumfold/learning/fed_avg.py does: a Round, made into an sf.Process"
+    "it is not there yet; sf.learning has fed_avg, fed_sgd, fed_prox, scaffold, fed_nova, fed_dyn, mime, mime_lite and "
+    "fed_eval; to add an algorithm, begin as sumfold/learning/fed_avg.py does: a Round, made into an sf.Process"
 )
 _AGGREGATORS = "pass a stage of sf.aggregators: sf.learning.fed_avg(…, aggregator=sf.aggregators.mean())"
 _LOOP = "use sf.train(process, data, rounds=…, evaluate=…, checkpoint=…), or a for loop over process.next"
@@ -169,10 +171,11 @@ REFUSED: dict[str, str] = {
     "tff.learning.algorithms.build_fed_multi_model_eval": "use sf.learning.fed_eval, once for each model",
     "tff.learning.algorithms.build_fed_recon": _TODAY,
     "tff.learning.algorithms.build_fed_recon_eval": _TODAY,
-    "tff.learning.algorithms.build_mime_lite_with_optimizer_schedule": _TODAY,
+    "tff.learning.algorithms.build_mime_lite_with_optimizer_schedule": (
+        "use tff.learning.algorithms.build_weighted_mime_lite, with an optax schedule as the rate of the base "
+        "optimizer; its count of steps is that of rounds"
+    ),
     "tff.learning.algorithms.build_personalization_eval_computation": _TODAY,
-    "tff.learning.algorithms.build_unweighted_mime_lite": _TODAY,
-    "tff.learning.algorithms.build_weighted_mime_lite": _TODAY,
     "tff.learning.models.BatchOutput": _MODEL,
     "tff.learning.models.FunctionalModel": _MODEL,
     "tff.learning.models.ModelWeights": "the weights are what process.get_model_weights(state) of an sf.Process gives",

@@ -96,6 +96,7 @@ def stage_of(name: str, given: Any) -> Stage | None:
 _INSTEAD = {
     "broadcast_process": "leave it out: the model is broadcast as it is",
     "client_weight_fn": "pass client_weighting=…, its name since TFF 0.19",
+    "full_gradient_aggregator": "leave it out: full gradients are averaged with the clients' weights",
     "measure_timing": "leave it out: time the call of process.next",
     "metrics_aggregator": "leave it out: loss and metrics are summed over clients and finished on the server",
     "model_distributor": "leave it out: the model is broadcast as it is",
