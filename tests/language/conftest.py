@@ -1,4 +1,8 @@
-"""What the tests of the language share: three ways to run a computation, and what every refusal must be."""
+"""What the tests of the language share: ways to run a computation, and what every refusal must be.
+
+A loopback costs a second for each program, most of it to compile: `simulated` is the default, and `everywhere` is for
+what only a client's own process shows (each intrinsic once, structures, sizes, dtypes, several exchanges).
+"""
 
 import traceback
 from collections.abc import Callable, Iterator
@@ -10,21 +14,14 @@ import pytest
 
 import sumfold as sf
 
-WAYS: tuple[Callable[[Any], Any], ...] = (
-    lambda comp: comp,
-    lambda comp: comp.on(sf.Simulation()),
-    lambda comp: comp.on(sf.Loopback()),
-)
 
-
-@pytest.fixture
-def everywhere() -> Callable[..., Any]:
-    """Call a computation directly, in a simulation and over the loopback; the results must agree."""
+def agreeing(*runtimes: Callable[[], Any]) -> Callable[..., Any]:
+    """Call a computation directly and on these runtimes; the results must agree."""
 
     def run(comp: Any, *args: Any) -> Any:
         import jax
 
-        first, *others = (way(comp)(*args) for way in WAYS)
+        first, *others = (way(*args) for way in (comp, *(comp.on(runtime()) for runtime in runtimes)))
         for other in others:
             assert jax.tree.structure(other) == jax.tree.structure(first)
             for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True):
@@ -36,6 +33,18 @@ def everywhere() -> Callable[..., Any]:
         return first
 
     return run
+
+
+@pytest.fixture(scope="session")
+def simulated() -> Callable[..., Any]:
+    """Call a computation directly and in a simulation."""
+    return agreeing(sf.Simulation)
+
+
+@pytest.fixture(scope="session")
+def everywhere() -> Callable[..., Any]:
+    """Call a computation directly, in a simulation and over the loopback."""
+    return agreeing(sf.Simulation, sf.Loopback)
 
 
 @pytest.fixture

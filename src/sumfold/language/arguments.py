@@ -63,7 +63,7 @@ class Argument(NamedTuple):
 
 def of_server(name: str, value: Any, declared: Type | None) -> Argument:
     """An argument that one party holds."""
-    _refuse_tracer(value, f"the argument {name!r}")
+    _refuse_traced(value, f"the argument {name!r}")
     member, columns = _columns([value], declared, "", lambda _: f"the argument {name!r}")
     return Argument(member, columns, None, 1)
 
@@ -80,7 +80,7 @@ def of_clients(name: str, value: Any, declared: Type | None) -> Argument:
         TypeMismatchError: for something that is no collection of clients, or an entry of another type.
         DataError: for entries that cannot be used.
     """
-    _refuse_tracer(value, f"the argument {name!r}")
+    _refuse_traced(value, f"the argument {name!r}")
     ids: list[Any] | None = None
     entries: Any = value
     if isinstance(value, Federation):
@@ -139,11 +139,7 @@ def _columns(entries: Any, declared: Type | None, path: str, who: Who) -> tuple[
 
 
 def _refuse(entry: Any, path: str, who: str) -> None:
-    _refuse_tracer(entry, who)
-    if isinstance(entry, Value):
-        raise CompositionError(
-            "SF-COMP-050", f"{who} is a value of another computation", "numbers", "call it inside that computation"
-        )
+    _refuse_traced(entry, who)
     if entry is None or isinstance(entry, str | bytes) or (callable(entry) and not _is_array(entry)):
         raise TypeMismatchError(
             "SF-TYPE-072",
@@ -153,13 +149,17 @@ def _refuse(entry: Any, path: str, who: str) -> None:
         )
 
 
-def _refuse_tracer(entry: Any, who: str) -> None:
+def _refuse_traced(entry: Any, who: str) -> None:
     if isinstance(entry, jax.core.Tracer):
         raise CompositionError(
             "SF-COMP-054",
             f"{who} is traced by JAX: the computation was called inside jax.jit, vmap or grad",
             "numbers: a federated computation is a program of its own",
             "call it outside of jax.jit, and pass its result in",
+        )
+    if isinstance(entry, Value):
+        raise CompositionError(
+            "SF-COMP-050", f"{who} is a value of another computation", "numbers", "call it inside that computation"
         )
 
 

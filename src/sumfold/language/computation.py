@@ -275,9 +275,9 @@ class Computation:
         except PlacementError as error:
             if error.code != "SF-PLACE-008" or not given or any(map(_has_value, given)):
                 raise
-            raise _traced(f"the computation {self._name!r} was called on plain arrays").with_traceback(
-                error.__traceback__
-            ) from None
+            refusal = _traced(f"the computation {self._name!r} was called on plain arrays")
+            # A local computation is wrong inside, a federated one where it is called.
+            raise refusal.with_traceback(error.__traceback__ if self.local else None) from None
 
     def _evaluate(self, call: Call) -> Any:
         program = call.program

@@ -68,8 +68,8 @@ class Undecided(BaseException):
 def _operators(name: str) -> tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any]]:
     function = getattr(operator, name)
     return (
-        lambda self, other: _binary(function, name, self, other),
-        lambda self, other: _binary(lambda a, b: function(b, a), name, self, other),
+        user_facing(lambda self, other: _binary(function, name, self, other)),
+        user_facing(lambda self, other: _binary(lambda a, b: function(b, a), name, self, other)),
     )
 
 
@@ -216,17 +216,10 @@ class Value:
 
     # -- arithmetic ------------------------------------------------------------------------------------
 
-    def __neg__(self) -> Any:
-        return _unary(operator.neg, self)
-
-    def __pos__(self) -> Any:
-        return _unary(operator.pos, self)
-
-    def __abs__(self) -> Any:
-        return _unary(abs, self)
-
-    def __invert__(self) -> Any:
-        return _unary(operator.invert, self)
+    __neg__ = user_facing(lambda self: _apply(operator.neg, self))
+    __pos__ = user_facing(lambda self: _apply(operator.pos, self))
+    __abs__ = user_facing(lambda self: _apply(abs, self))
+    __invert__ = user_facing(lambda self: _apply(operator.invert, self))
 
     __add__, __radd__ = _operators("add")
     __sub__, __rsub__ = _operators("sub")
@@ -257,12 +250,6 @@ def _no_number(value: Value, use: str, instead: str) -> CompositionError:
     )
 
 
-@user_facing
-def _unary(function: Callable[[Any], Any], value: Value) -> Value:
-    return _apply(function, value)
-
-
-@user_facing
 def _binary(function: Callable[[Any, Any], Any], name: str, a: Value, b: Any) -> Any:
     symbol = _SYMBOLS.get(name, name)
     if isinstance(b, Pending):
