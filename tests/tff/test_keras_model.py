@@ -105,7 +105,9 @@ def test_a_spec_that_the_model_does_not_take():
 
 
 @pytest.mark.parametrize(
-    "given", [{"loss": MSE, "loss_weights": [1.0]}, {"loss": [MSE, MSE]}, {"loss": {"a": MSE}}], ids=str
+    "given",
+    [{"loss": MSE, "loss_weights": [1.0]}, {"loss": [MSE, MSE]}, {"loss": {"a": MSE}}],
+    ids=["weights", "list", "dict"],
 )
 def test_several_losses_are_refused(given):
     net = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
