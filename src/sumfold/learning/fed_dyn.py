@@ -8,6 +8,7 @@ Acar et al. 2021 ("Federated Learning Based on Dynamic Regularization"), Algorit
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from sumfold.core.round import Measured, Task
 from sumfold.core.stage import Contribution, Stage
 from sumfold.errors import user_facing
 from sumfold.learning.fed_avg import Local, Message, Variant, averaging
-from sumfold.learning.hparams import check_number
+from sumfold.learning.hparams import check_numbers
 from sumfold.learning.optimizers import Hparams
 from sumfold.learning.process import Process
 from sumfold.learning.weighting import Weighting
@@ -78,11 +79,7 @@ def fed_dyn(
         >>> round(float(process.get_model_weights(state)), 3)
         2.0
     """
-
-    def check(values: Mapping[str, Any]) -> None:
-        for name, value in values.items():
-            check_number("fed_dyn", name, value, zero=False)
-
+    check = functools.partial(check_numbers, "fed_dyn", zero=False)
     check({"alpha": alpha})
 
     def regularised(task: Task, local: Local, gradient: Tree, weight: Array) -> tuple[Tree, Tree]:

@@ -7,7 +7,7 @@ Li et al. 2020 ("Federated Optimization in Heterogeneous Networks"), equation 2 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
 from typing import Any
 
 import optax
@@ -19,7 +19,7 @@ from sumfold.core.round import Task
 from sumfold.core.stage import Stage
 from sumfold.errors import user_facing
 from sumfold.learning.fed_avg import Local, Message, Variant, averaging
-from sumfold.learning.hparams import check_number
+from sumfold.learning.hparams import check_numbers
 from sumfold.learning.process import Process
 from sumfold.learning.weighting import Weighting
 from sumfold.models.model import Model
@@ -59,11 +59,7 @@ def fed_prox(
         >>> round(float(process.get_model_weights(state)), 4)
         1.0225
     """
-
-    def check(values: Mapping[str, Any]) -> None:
-        for name, value in values.items():
-            check_number("fed_prox", name, value, zero=True)
-
+    check = functools.partial(check_numbers, "fed_prox", zero=True)
     check({"mu": mu})
 
     def held_near(task: Task, local: Local, gradient: Tree, weight: Array) -> tuple[Tree, Tree]:

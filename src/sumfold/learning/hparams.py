@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from sumfold.errors import CompositionError
 from sumfold.learning.optimizers import Hparams, unseen
 
-__all__ = ["check_number", "readable", "written"]
+__all__ = ["check_numbers", "readable", "written"]
 
 _NOTE = "unseen"
 
@@ -40,21 +40,21 @@ def written(known: Hparams, given: Mapping[str, Any], group: str) -> Hparams:
     return {name: jnp.asarray(given.get(name, value), jnp.result_type(value)) for name, value in known.items()}
 
 
-def check_number(algorithm: str, name: str, value: Any, *, zero: bool) -> float:
-    """A hyperparameter that is a finite number above 0, or at least 0, as a float.
+def check_numbers(algorithm: str, values: Mapping[str, Any], *, zero: bool) -> None:
+    """Refuse hyperparameters that are no finite numbers above 0, or of at least 0.
 
     Raises:
-        CompositionError: for anything else.
+        CompositionError: naming the first such.
     """
-    try:
-        number = math.nan if isinstance(value, (bool, str)) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
-        raise CompositionError(
-            "SF-COMP-062",
-            f"{algorithm} with {name}={value!r}",
-            f"a finite number {'of at least' if zero else 'above'} 0",
-            f"try {name}=0.01",
-        )
-    return number
+    for name, value in values.items():
+        try:
+            number = math.nan if isinstance(value, (bool, str)) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
+            raise CompositionError(
+                "SF-COMP-062",
+                f"{algorithm} with {name}={value!r}",
+                f"a finite number {'of at least' if zero else 'above'} 0",
+                f"try {name}=0.01",
+            )
