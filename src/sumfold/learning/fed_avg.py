@@ -31,7 +31,7 @@ from sumfold.learning.optimizers import Hparams, as_client_optimizer, as_optimiz
 from sumfold.learning.process import Process
 from sumfold.learning.summary import summary
 from sumfold.learning.weighting import Weighting, as_weighting
-from sumfold.models.model import Model, Parts
+from sumfold.models.model import Model, Parts, combine
 from sumfold.tree import Tree
 
 __all__ = ["Local", "Message", "Variant", "averaging", "fed_avg"]
@@ -74,6 +74,10 @@ def _unchanged(task: Task, local: Local, gradient: Tree, weight: Array) -> tuple
     return gradient, local.own
 
 
+def _own(task: Task, local: Local, batch: Batch, key: Key) -> Tree:
+    return local.own
+
+
 def _update(task: Task, local: Local, update: Contribution) -> tuple[dict[str, Contribution], Tree]:
     return {"update": update}, ()
 
@@ -92,13 +96,17 @@ class Variant(NamedTuple):
         state: trainable -> what its server remembers besides.
         share: that -> what clients see of it.
         memory: message -> the memory of a client never seen.
+        start: task -> the weights that a client begins with.
         begin: task -> what a client gathers while it trains.
         gradient: (task, local, gradient, the batch's example weights together) -> the gradient that its optimizer is
             given, and what is gathered now.
+        beside: (task, local, batch, key) -> what is gathered, after its own step: what it does with a batch besides.
+        shared: the model's weights -> those that leave the client, None for the others.
         report: (task, local, the update w − w_k with its weight) -> the parts that it sends, and its next memory.
         stages: the stages of the parts besides ``update``.
         server: (its state, results, measured, hparams) -> the update that the server optimizer is given, and its state.
         population: (its state, number of clients) -> its state, where the population's size counts.
+        before: phases that come before training, of the same `Server`; what they keep is the training's ``task.kept``.
     """
 
     name: str
@@ -107,12 +115,16 @@ class Variant(NamedTuple):
     state: Callable[[Tree], Tree] = lambda trainable: ()
     share: Callable[[Tree], Tree] = lambda own: ()
     memory: Callable[[Message], Tree] = lambda message: ()
+    start: Callable[[Task], Parts] = lambda task: task.message.model
     begin: Callable[[Task], Tree] = lambda task: ()
     gradient: Callable[[Task, Local, Tree, Array], tuple[Tree, Tree]] = _unchanged
+    beside: Callable[[Task, Local, Batch, Key], Tree] = _own
+    shared: Callable[[Parts], Parts] = lambda model: model
     report: Callable[[Task, Local, Contribution], tuple[dict[str, Contribution], Tree]] = _update
     stages: Mapping[str, Stage] = {}
     server: Callable[[Tree, Mapping[str, Tree], Measured, Hparams], tuple[Tree, Tree]] = _mean_update
     population: Callable[[Tree, int], Tree] | None = None
+    before: tuple[Phase, ...] = ()
 
 
 @user_facing
@@ -206,7 +218,7 @@ def averaging(
 
     def begin(task: Task, key: Key) -> Local:
         message: Message = task.message
-        trainable, statistics, _constants = message.model
+        trainable, statistics, _constants = variant.start(task)
         optimizer = client.init(trainable, message.hparams, message.round)
         return Local(trainable, statistics, optimizer, model.zero(), jnp.int32(0), jnp.int32(0), variant.begin(task))
 
@@ -216,7 +228,7 @@ def averaging(
         rows = batch.mask.sum(dtype=jnp.int32)
         gradient, own = variant.gradient(task, local, gradient, sums["loss"][1])
         trainable, optimizer = client.update(gradient, local.optimizer, local.trainable, task.message.round)
-        return Local(
+        after = Local(
             trainable,
             statistics,
             optimizer,
@@ -225,14 +237,17 @@ def averaging(
             local.num_batches + 1,
             own,
         )
+        return after._replace(own=variant.beside(task, after, batch, key))
 
     def report(task: Task, local: Local, key: Key) -> Report:
         counts = {"num_examples": local.num_examples, "num_batches": local.num_batches}
         weight = weigh(task.rows, local.num_batches, {**model.finish(local.sums), **counts})
-        update = Contribution(tree.sub(task.message.model.trainable, local.trainable), weight)
+        before = variant.shared(task.message.model)
+        after = variant.shared(before._replace(trainable=local.trainable, statistics=local.statistics))
+        update = Contribution(tree.sub(before.trainable, after.trainable), weight)
         parts, memory = variant.report(task, local, update)
         if has_statistics:
-            parts["statistics"] = Contribution(local.statistics, weight)
+            parts["statistics"] = Contribution(after.statistics, weight)
         return Report(parts, {**local.sums, **counts}, memory)
 
     # the server: w ← ServerOpt(w, mean of w − w_k); a mean of nobody is not finite and is not applied
@@ -240,8 +255,10 @@ def averaging(
     def finalize(state: Server, results: Mapping[str, Tree], measured: Measured, key: Key) -> tuple[Server, Metrics]:
         before = state.model
         update, own = variant.server(state.own, results, measured, state.own_hparams)
+        update = combine(update, tree.zeros_like(before.trainable))  # what stays with clients does not move here
         trainable, optimizer = server.update(update, state.optimizer, before.trainable)
-        after = before._replace(trainable=trainable, statistics=results.get("statistics", before.statistics))
+        statistics = combine(results.get("statistics", before.statistics), before.statistics)
+        after = before._replace(trainable=trainable, statistics=statistics)
         applied = tree.all_finite((results, after)) & (measured.sums["num_batches"] > 0)
         rate = client.rate(before.trainable, state.client_hparams, state.round)
         metrics: Metrics = {
@@ -281,7 +298,7 @@ def averaging(
     if has_statistics:
         aggregate["statistics"] = mean()
     return Process(
-        Round(variant.name, init, (Phase(broadcast, work, aggregate, finalize),)),
+        Round(variant.name, init, (*variant.before, Phase(broadcast, work, aggregate, finalize))),
         model=model,
         batching=batching,
         parts=lambda state: state.model,
