@@ -89,6 +89,33 @@ def explained() -> str:
     return f"```text\n{process.explain(train)}\n```"
 
 
+def server_optimizers() -> str:
+    """The table of three rounds of one weight, by Algorithm 2 of Reddi et al. 2021 and by optax."""
+    import jax.numpy as jnp
+    import optax
+
+    from sumfold import optimizers
+
+    both = {"b1": 0.9, "b2": 0.99}
+    columns = {
+        "`fed_adam`": optimizers.fed_adam(0.1, **both, tau=1e-3),
+        "`optax.adam`": optax.adam(0.1, **both, eps=1e-3),
+        "`fed_yogi`": optimizers.fed_yogi(0.1, **both, tau=1e-3),
+        "`optax.yogi`": optax.yogi(0.1, **both, eps=1e-3),
+        "`fed_adagrad`": optimizers.fed_adagrad(0.1, tau=1e-3),
+        "`optax.adagrad`": optax.adagrad(0.1),
+    }
+    lines = [["round", *columns], ["---", *("---:" for _ in columns)]]
+    weights = dict.fromkeys(columns, jnp.float32(0))
+    states = {name: optimizer.init(weights[name]) for name, optimizer in columns.items()}
+    for number, change in enumerate((1.0, 0.5, -0.25)):
+        for name, optimizer in columns.items():
+            update, states[name] = optimizer.update(jnp.float32(-change), states[name], weights[name])
+            weights[name] = weights[name] + update
+        lines.append([str(number), *(f"{float(weight):.4f}" for weight in weights.values())])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def tff_offered() -> str:
     """The table of TFF's names that `sumfold.tff` has, and what each is."""
     from sumfold.tff.names import OFFERED

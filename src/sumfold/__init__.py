@@ -18,6 +18,8 @@ _NAMES = {
     "ClientStore": "core.store",
     "Contribution": "core.stage",
     "Group": "core.group",
+    "HostKey": "keys",
+    "HostWork": "core.round",
     "Measured": "core.round",
     "Phase": "core.round",
     "Report": "core.round",
@@ -28,11 +30,15 @@ _NAMES = {
     "Work": "core.round",
     "chain": "core.stage",
     # runtimes, the loop, files
+    "Comparison": "learning.compare",
     "Federation": "data.federation",
     "History": "learning.history",
     "Loopback": "server.loopback",
     "Process": "learning.process",
+    "Ray": "simulation.ray",
     "Simulation": "simulation.engine",
+    "Workers": "simulation.workers",
+    "compare": "learning.compare",
     "load": "core.files",
     "save": "core.files",
     "train": "learning.train",
@@ -80,6 +86,7 @@ _NAMES = {
     "SumfoldError": "errors",
     "TypeMismatchError": "errors",
     "WireError": "errors",
+    "WorkError": "errors",
 }
 _MODULES = {
     "aggregators": "aggregators",
@@ -93,6 +100,8 @@ _MODULES = {
     "learning": "learning",
     "metrics": "models.metrics",
     "models": "models",
+    "optimizers": "learning.server_optimizers",
+    "sampling": "learning.sampling",
     "testing": "testing",
     "tff": "tff",
 }
@@ -116,6 +125,7 @@ if TYPE_CHECKING:
     from sumfold.core.files import save as save
     from sumfold.core.group import Group as Group
     from sumfold.core.round import Batch as Batch
+    from sumfold.core.round import HostWork as HostWork
     from sumfold.core.round import Measured as Measured
     from sumfold.core.round import Phase as Phase
     from sumfold.core.round import Report as Report
@@ -137,6 +147,8 @@ if TYPE_CHECKING:
     from sumfold.errors import SumfoldError as SumfoldError
     from sumfold.errors import TypeMismatchError as TypeMismatchError
     from sumfold.errors import WireError as WireError
+    from sumfold.errors import WorkError as WorkError
+    from sumfold.keys import HostKey as HostKey
     from sumfold.language import check as check
     from sumfold.language.computation import Computation as Computation
     from sumfold.language.computation import computation as computation
@@ -172,12 +184,18 @@ if TYPE_CHECKING:
     from sumfold.language.types import type_at_clients as type_at_clients
     from sumfold.language.types import type_at_server as type_at_server
     from sumfold.learning import callbacks as callbacks
+    from sumfold.learning import sampling as sampling
+    from sumfold.learning import server_optimizers as optimizers
+    from sumfold.learning.compare import Comparison as Comparison
+    from sumfold.learning.compare import compare as compare
     from sumfold.learning.history import History as History
     from sumfold.learning.process import Process as Process
     from sumfold.learning.train import train as train
     from sumfold.models import metrics as metrics
     from sumfold.server.loopback import Loopback as Loopback
     from sumfold.simulation.engine import Simulation as Simulation
+    from sumfold.simulation.ray import Ray as Ray
+    from sumfold.simulation.workers import Workers as Workers
 
 
 def __getattr__(name: str) -> Any:

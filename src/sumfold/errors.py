@@ -8,6 +8,7 @@
     ├── StateError        (ValueError)    a state that belongs to another algorithm or model
     ├── CheckpointError   (RuntimeError)  a checkpoint that is damaged, foreign or cannot be written
     ├── WireError         (ValueError)    bytes from a peer that break the protocol's rules
+    ├── WorkError         (RuntimeError)  client work in Python that failed at every client, or gave something unusable
     └── MissingExtraError (ImportError)   an optional dependency is not installed
 
 Each carries a stable ``code`` (``SF-DATA-003``), listed with cause and remedy in `CATALOG` and in the
@@ -36,6 +37,7 @@ __all__ = [
     "SumfoldError",
     "TypeMismatchError",
     "WireError",
+    "WorkError",
 ]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -136,6 +138,15 @@ class WireError(SumfoldError, ValueError):
 
     Example:
         >>> issubclass(WireError, ValueError)
+        True
+    """
+
+
+class WorkError(SumfoldError, RuntimeError):
+    """Client work in Python failed at every client, cannot be sent to workers, or gave something unusable.
+
+    Example:
+        >>> issubclass(WorkError, RuntimeError)
         True
     """
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
-__all__ = ["Key", "code", "codes", "derive", "generator", "root"]
+__all__ = ["HostKey", "Key", "code", "codes", "derive", "generator", "root"]
 
 Key: TypeAlias = jax.Array
 """A typed JAX PRNG key (``jax.random.key``)."""
@@ -137,3 +137,34 @@ def generator(seed: NDArray[np.uint32], *, purpose: str, round: int = 0) -> np.r
     """
     words = mix(seed[0], seed[1], round, zlib.crc32(purpose.encode()))
     return np.random.Generator(np.random.Philox(key=int(words[0])))
+
+
+class HostKey(NamedTuple):
+    """The key of one client in one phase of one round, for client work that is no array program.
+
+    The same client in the same round gets the same key in every process and on every runtime.
+
+    Attributes:
+        seed: the run's.
+        round, phase: numbers, from 0.
+        client: the client's `code`.
+
+    Example:
+        >>> key = HostKey(seed=0, round=1, phase=0, client=5)
+        >>> key.generator().random() == key.generator().random(), key.number() == key._replace(round=2).number()
+        (True, False)
+    """
+
+    seed: int
+    round: int
+    phase: int
+    client: int
+
+    def number(self, purpose: str = "work") -> int:
+        """An integer below 2**63 to seed another library with, such as ``torch.manual_seed``."""
+        words = (*root(self.seed).tolist(), self.round, self.phase, self.client, zlib.crc32(purpose.encode()))
+        return int(mix(*words)[0] >> np.uint64(1))
+
+    def generator(self, purpose: str = "work") -> np.random.Generator:
+        """A NumPy generator of the client's own."""
+        return np.random.Generator(np.random.Philox(key=self.number(purpose)))

@@ -150,7 +150,7 @@ def check_round(round: Round, params: Tree, examples: Tree) -> str:
         carry = half.init(start, key)
         rows = len(jax.tree.leaves(examples)[0])
         batch = Batch(tree.zeros_like(examples), jnp.ones(rows, bool))
-        after = half.step(start, carry, batch, key)
+        after = carry if half.step is None else half.step(start, carry, batch, key)
         _same_type(carry, after, f"the carry of phase {i}: step must keep what init made")
         upload, keeping = half.finish(start, after, key)
         _same_type(start.memory, keeping.memory, f"the client memory of phase {i}")
@@ -164,7 +164,7 @@ def check_round(round: Round, params: Tree, examples: Tree) -> str:
             f"phase {i}: {at_server} arrays@server -> {message} arrays@clients -> {sums or 'metrics only'} -> "
             f"{at_server} arrays@server"
         )
-        return nothing(round, i, briefing, kept, 1), tree.zeros_like(keeping.kept)
+        return nothing(phase, briefing, kept, 1), tree.zeros_like(keeping.kept)
 
     def run(algorithm: Tree, stages: Tree) -> tuple[Tree, Tree]:
         after, held, *_ = play(round, algorithm, stages, keys.typed(state.seed), jnp.int32(0), sigma, ())

@@ -69,6 +69,20 @@ FAMILY = {
     "fed_dyn": lambda model, client, server, **options: sf.learning.fed_dyn(
         model, client, server, alpha=0.5, **options
     ),
+    "local_layers": lambda model, *optimizers, **options: sf.learning.local_layers(
+        model, *optimizers, local=lambda name: name.endswith(("b", "bias")), **options
+    ),
+    "fed_rep": lambda model, *optimizers, **options: sf.learning.local_layers(
+        model, *optimizers, local=lambda name: name.endswith(("b", "bias")), head_steps=2, **options
+    ),
+    "fed_bn": lambda model, *optimizers, **options: sf.learning.fed_bn(
+        model, *optimizers, local="b" if model.names is None else None, **options
+    ),
+    "ditto": lambda model, *optimizers, **options: sf.learning.ditto(model, *optimizers, mu=0.5, **options),
+    "q_fed_avg": lambda model, *optimizers, **options: sf.learning.q_fed_avg(
+        model, *optimizers, q=1.5, lipschitz=5.0, **options
+    ),
+    "ifca": lambda model, *optimizers, **options: sf.learning.ifca(model, *optimizers, clusters=2, **options),
 }
 PLAIN, CLIPPED = "mean", "clip, mean"
 # Every pair of (client, server, aggregator) is there for functions and Keras together.
@@ -80,6 +94,13 @@ MATRIX = [
     ("keras", "scaffold", "adam", "sgd", CLIPPED),
     ("keras", "fed_nova", "sgd", "sgd", PLAIN),
     ("keras", "fed_dyn", "adam", "adam", PLAIN),
+    ("functions", "fed_rep", "adam", "sgd", PLAIN),
+    ("functions", "ditto", "adam", "sgd", PLAIN),
+    ("keras", "local_layers", "adam", "adam", PLAIN),
+    ("keras", "fed_bn", "sgd", "sgd", CLIPPED),
+    ("keras", "ditto", "sgd", "adam", CLIPPED),
+    ("keras", "q_fed_avg", "adam", "sgd", PLAIN),
+    ("keras", "ifca", "sgd", "adam", PLAIN),
 ]
 
 

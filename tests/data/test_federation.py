@@ -5,6 +5,7 @@ import traceback
 import tracemalloc
 import weakref
 from collections import namedtuple
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -222,6 +223,44 @@ def test_integer_ids_from_zero_are_a_range():
     assert Federation.from_arrays(np.arange(2.0), client_ids=np.array(["u", "v"], object)).ids == ("u", "v")
     grouped = Federation.from_arrays(np.arange(3.0), client_ids=[0, 0, 1])
     assert grouped.order is None
+
+
+class Pairs(Mapping):
+    """A mapping that says one key twice, as a table of pairs can."""
+
+    def __init__(self, *pairs):
+        self.pairs = pairs
+
+    def __iter__(self):
+        return iter([key for key, _ in self.pairs])
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, key):
+        return dict(self.pairs)[key]
+
+
+def test_two_clients_with_one_id():
+    with refused("SF-DATA-080", "two clients with the id 'b'", "of its own"):
+        Federation.from_clients(Pairs(("a", [1.0]), ("b", [2.0]), ("b", [3.0])))
+    with refused("SF-DATA-080", "the id 1"):
+        Federation.from_batches(Pairs((1, [[1.0]]), (np.int64(1), [[2.0]])))
+    with refused("SF-DATA-080", "'a'"):
+        Federation(("a", "a"), np.zeros(2), np.array([0, 1]), np.array([1, 1]))
+
+
+def test_memory_maps_are_kept_in_every_place_of_a_tree(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(12, dtype=np.int64).reshape(6, 2))
+    np.save(tmp_path / "y.npy", np.arange(6) % 2)
+    x, y = (np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in "xy")
+    fed = Federation.from_arrays({"a": (x, x)}, y, client_ids=["b", "a", "b", "a", "b", "a"])
+    train, _ = fed.subset(["b"]).split(0.7)
+    for leaf in (*train.examples[0]["a"], train.examples[1]):
+        assert type(leaf) is np.memmap
+        assert np.shares_memory(leaf, x) or np.shares_memory(leaf, y)
+    fed.save(tmp_path / "f.sqlite")
+    assert Federation.from_sqlite(tmp_path / "f.sqlite")["a"][0]["a"][1].tolist() == [[2, 3], [6, 7], [10, 11]]
 
 
 def test_memory_maps_stay_on_disk(tmp_path):

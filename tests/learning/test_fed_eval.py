@@ -1,11 +1,15 @@
 """Federated evaluation: the same numbers as evaluating everything at once, as sums."""
 
+import functools
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import sumfold as sf
+from sumfold.core.driver import check_groups
 
 DRAW = np.random.default_rng(0)
 MODEL = sf.models.from_functions(
@@ -83,3 +87,107 @@ def test_it_has_no_hyperparameters_and_predicts_without_a_key(process):
     evaluate.next(state, fed)
     assert seen
     assert not any(key is not None for key in seen)
+
+
+# ---------------------------------------------------------------------------------------- ratios of sums (A45)
+
+
+@pytest.mark.parametrize("runtime", [sf.Simulation(), sf.Loopback()], ids=lambda r: type(r).__name__)
+def test_a45_metrics_are_ratios_of_sums(runtime):
+    """Clients that measured (1, 2) and (3, 6) give 4/8; (1, 1) and (0, 9) give 1/10, where ratios' mean is 1/2."""
+
+    def sums(outputs, y, weight):
+        return (y[:, 0] * weight).sum(), (y[:, 1] * weight).sum()
+
+    share = sf.metrics.Metric((np.float32(0), np.float32(0)), sums, lambda pair: pair[0] / jnp.maximum(pair[1], 1))
+    model = sf.models.from_functions(
+        lambda key: jnp.float32(0), lambda w, x: w * x, lambda o, y: jnp.zeros(len(y)), {"share": share}
+    )
+    process = sf.learning.fed_eval(model, batching=sf.Batching(size=2, shuffle=False)).on(runtime)
+    for (a, b), expected in {((1, 2), (3, 6)): 0.5, ((1, 1), (0, 9)): 0.1}.items():
+        # each client's two numbers come in two batches
+        y = [np.array([pair, (0, 0), (0, 0)], np.float32) for pair in (a, b)]
+        y[1][2], y[1][0] = y[1][0], 0
+        _, metrics = process.next(process.initialize(), [(np.zeros(3, np.float32), rows) for rows in y])
+        assert metrics["client_work"]["eval"]["share"] == pytest.approx(expected)
+
+
+# ---------------------------------------------------------------------------------------- single clients
+
+
+@pytest.fixture(scope="module", params=[sf.Simulation(), sf.Loopback()], ids=lambda r: type(r).__name__)
+def single(request):
+    return sf.learning.fed_eval(MODEL, batching=sf.Batching(size=8, shuffle=False), per_client=True).on(request.param)
+
+
+@functools.cache
+def evaluated(k):
+    return MODEL.evaluate(WEIGHTS, *CLIENTS[k])
+
+
+def test_each_clients_own_metrics_when_asked_for(single, process):
+    state = single.set_model_weights(single.initialize(), WEIGHTS)
+    bad = {**CLIENTS, "nan": (np.full((2, 3), np.nan, np.float32), np.array([0, 1]))}
+    for cohort in (list(bad), ["d", "nan", "c", "b", "a"], []):
+        _, metrics = single.next(state, bad, clients=cohort)
+        found = metrics["client_work"]["eval"].pop("clients")
+        assert list(found) == [k for k in cohort if k != "nan"]
+        for k, values in found.items():
+            expected = evaluated(k)
+            assert values.keys() == expected.keys()
+            assert values == pytest.approx(expected, rel=1e-5), k
+        # the sums are those of an evaluation that was not asked
+        _, plain = process.next(process.set_model_weights(process.initialize(), WEIGHTS), bad, clients=cohort)
+        for name, value in plain["client_work"]["eval"]["total_rounds_metrics"].items():
+            assert metrics["client_work"]["eval"]["total_rounds_metrics"][name] == pytest.approx(value, rel=1e-5)
+    assert "clients" not in plain["client_work"]["eval"]
+
+
+def test_ids_are_numbers_where_clients_are_numbered(single):
+    x, y = np.ones((5, 3), np.float32), np.zeros(5, np.int32)
+    state = single.initialize()
+    _, of_list = single.next(state, [(x, y), (x[:2], y[:2])])
+    assert {k: v["num_examples"] for k, v in of_list["client_work"]["eval"]["clients"].items()} == {0: 5, 1: 2}
+    fed = sf.Federation.from_arrays(x, y, client_ids=np.array([7, 7, 3, 7, 3]))
+    _, of_arrays = single.next(state, fed, clients=np.array([7]))
+    assert list(of_arrays["client_work"]["eval"]["clients"]) == [7]
+    json.dumps(of_arrays)
+
+
+def test_they_survive_a_history_and_its_file(tmp_path):
+    process = sf.learning.fed_eval(MODEL, per_client=True)
+    history = sf.train(process, CLIENTS, rounds=2, clients_per_round=2, checkpoint=tmp_path / "run", progress=False)
+    history.save(tmp_path / "run.json")
+    saved = json.loads((tmp_path / "run.json").read_text())["metrics"]
+    assert saved == history.metrics
+    assert all(len(metrics["client_work"]["eval"]["clients"]) == 2 for metrics in saved)
+    again = sf.train(process, CLIENTS, rounds=2, clients_per_round=2, checkpoint=tmp_path / "run", progress=False)
+    assert again.metrics == history.metrics
+
+
+def test_the_explanation_says_so(process):
+    single = sf.learning.fed_eval(MODEL, per_client=True)
+    text = single.explain(CLIENTS)
+    assert "part 'clients': the algorithm uses EVERY CLIENT'S OWN VALUE: this rule needs individuals (stack)" in text
+    assert "EVERY CLIENT" not in process.explain(CLIENTS)
+
+
+def test_a_runtime_of_sums_alone_refuses_it(process):
+    class Sums(sf.Simulation):
+        groups = frozenset({"add", "modular"})
+
+        def bind(self, round):
+            check_groups(round, self)
+            return super().bind(round)
+
+    single = sf.learning.fed_eval(MODEL, per_client=True).on(Sums())
+    with pytest.raises(sf.CompositionError, match=r"part 'clients' of 'fed_eval' needs the group 'stack'.*SF-COMP-005"):
+        single.next(single.initialize(), CLIENTS)
+    plain = process.on(Sums())
+    assert plain.next(plain.initialize(), CLIENTS).metrics["client_work"]["eval"]["num_examples"] == 40
+
+
+@pytest.mark.parametrize("value", [1, None, "yes"])
+def test_per_client_is_a_yes_or_no(value):
+    with pytest.raises(sf.CompositionError, match=rf"per_client={value!r}.*True or False.*SF-COMP-096"):
+        sf.learning.fed_eval(MODEL, per_client=value)

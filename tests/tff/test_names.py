@@ -91,7 +91,7 @@ def test_some_words_of_the_history():
     with pytest.raises(AttributeError, match=r"not their values: use tff\.federated_sum"):
         _ = tff.federated_collect
     with pytest.raises(AttributeError, match=r"sf\.learning has fed_avg"):
-        _ = tff.learning.algorithms.build_fed_kmeans
+        _ = tff.learning.algorithms.build_fed_recon
     with pytest.raises(AttributeError, match="nothing has to be started"):
         tff.backends.native.set_sync_local_cpp_execution_context()
     with pytest.raises(AttributeError, match=r"sf\.aggregators"):

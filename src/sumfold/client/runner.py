@@ -6,7 +6,7 @@ Knows neither the algorithm nor the server's classes: only programs, types and b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sumfold import keys, tree
 from sumfold.core.batching import Batching, Plan, plan, plan_ready
 from sumfold.core.client import client_key
+from sumfold.core.host import Failure
 from sumfold.errors import WireError
 from sumfold.tree import Spec, Tree
 from sumfold.wire import codec
@@ -23,6 +24,10 @@ from sumfold.wire.messages import Assignment, PlanManifest, Report
 from sumfold.wire.plan import content_id, leaves_match
 
 __all__ = ["Answer", "Runner"]
+
+
+Own: TypeAlias = Callable[[Sequence[Any], Sequence[Any], keys.HostKey], "list[Any] | Failure"]
+"""(leaves of the briefing, of the memory, key) -> leaves of the carry, or why there are none."""
 
 
 class Answer(NamedTuple):
@@ -73,7 +78,8 @@ class Runner:
         batch_sizes: NDArray[np.int64] | None = None,
         memory: Sequence[Any] | None = None,
         kept: Sequence[Any] = (),
-    ) -> Answer:
+        own: Own | None = None,
+    ) -> Answer | Failure:
         """One phase of one round.
 
         Args:
@@ -82,6 +88,10 @@ class Runner:
             batch_sizes: lengths of ready-made batches; None for examples.
             memory: leaves from the last counted round, None for a client never seen.
             kept: leaves from the round's previous phase.
+            own: the client's own function, where the plan is one for host work.
+
+        Returns:
+            The answer; or why there is none, where the client's own function failed.
 
         Raises:
             WireError: for bytes that are not an assignment of this plan.
@@ -106,7 +116,13 @@ class Runner:
             )
         ]
         carry = self.call["init"](start, key)
-        if rows:
+        if rows and self.manifest.host:
+            assert own is not None, "a plan for host work needs the client's own function"
+            seed = (head.seed[0] << 32) | head.seed[1]
+            carry = own(briefing, memory, keys.HostKey(seed, head.round, head.phase, head.client))
+            if isinstance(carry, Failure):
+                return carry
+        elif rows:
             for t, index in enumerate(self._batches(head, rows, batch_sizes).rows):
                 mask = index >= 0
                 filled = np.where(mask, index, index[0])

@@ -13,6 +13,7 @@ from sumfold.core.group import minimum as minimum
 from sumfold.core.group import modular as modular
 from sumfold.core.group import stack as stack
 from sumfold.core.round import Batch as Batch
+from sumfold.core.round import HostWork as HostWork
 from sumfold.core.round import Measured as Measured
 from sumfold.core.round import Phase as Phase
 from sumfold.core.round import Report as Report
@@ -32,6 +33,7 @@ __all__ = [
     "ClientStore",
     "Contribution",
     "Group",
+    "HostWork",
     "Measured",
     "Phase",
     "Report",

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from sumfold import keys, tree
-from sumfold.core.round import Batch, Phase, Report, Task, Work
+from sumfold.core.host import shaped
+from sumfold.core.round import Batch, HostWork, Phase, Report, Task
 from sumfold.keys import Key
 from sumfold.tree import Leaf, Tree
 
@@ -77,11 +78,11 @@ class Keeping(NamedTuple):
 
 
 class ClientHalf(NamedTuple):
-    """Three programs, and the memory of a client never seen: what a plan exports."""
+    """Three programs, and the memory of a client never seen: what a plan exports; no `step` for host work."""
 
     fresh: Callable[[Briefing, Tree], Memory]
     init: Callable[[Start, Key], Tree]
-    step: Callable[[Start, Tree, Batch, Key], Tree]
+    step: Callable[[Start, Tree, Batch, Key], Tree] | None
     finish: Callable[[Start, Tree, Key], tuple[Upload, Keeping]]
 
 
@@ -90,10 +91,12 @@ def client_key(run: Key, phase: int, round: Leaf, client: Leaf) -> Key:
     return keys.derive(run, purpose=f"phase {phase}", round=round, client=client)
 
 
-def report_shapes(work: Work, message: Tree, kept: Tree) -> Report:
+def report_shapes(phase: Phase, message: Tree, kept: Tree) -> Report:
     """The shapes of a client's report; nothing runs, and no data is needed since `step` keeps the carry's type."""
+    work = shaped(phase).work
 
     def run(message: Tree, kept: Tree) -> Report:
+        assert work.init is not None
         task = Task(message, work.memory(message), kept, jnp.int32(0))
         key = keys.typed(jnp.zeros(2, jnp.uint32))
         return work.finish(task, tree.strong(work.init(task, key)), key)
@@ -108,13 +111,16 @@ def client_half(phase: Phase) -> ClientHalf:
     Whether a client is finite is decided on the report, before its weight is looked at and before any stage:
     values that are not finite are replaced by zeros so that no stage can be poisoned by them.
     """
+    phase = shaped(phase)
     work, stages = phase.work, phase.aggregate
+    begin: Callable[[Task, Key], Tree] | None = work.init
+    assert begin is not None
 
     def task(start: Start) -> Task:
         return Task(start.briefing.message, start.memory.work, start.kept, start.rows)
 
     def fresh(briefing: Briefing, kept: Tree) -> Memory:
-        parts = report_shapes(work, briefing.message, kept).parts
+        parts = report_shapes(phase, briefing.message, kept).parts
         return Memory(
             tree.strong(work.memory(briefing.message)),
             {part: tree.strong(stage.memory(parts[part].value)) for part, stage in stages.items()},
@@ -145,7 +151,9 @@ def client_half(phase: Phase) -> ClientHalf:
 
     return ClientHalf(
         fresh,
-        init=lambda start, key: tree.strong(work.init(task(start), keys.at_init(key))),
-        step=lambda start, carry, batch, key: work.step(task(start), carry, batch, key),
+        init=lambda start, key: tree.strong(begin(task(start), keys.at_init(key))),
+        step=None
+        if isinstance(work, HostWork)
+        else lambda start, carry, batch, key: work.step(task(start), carry, batch, key),
         finish=finish,
     )

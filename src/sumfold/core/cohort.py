@@ -50,10 +50,18 @@ class ClientData(Protocol):
 
 
 class Cohort(NamedTuple):
-    """The clients of one round: positions int64[K] in a federation."""
+    """The clients of one round.
+
+    Attributes:
+        data: a federation in memory.
+        positions: int64[K], the clients in it.
+        drawn_from: where `data` was read for this round alone, the federation that it was read from and the clients'
+            positions there; its sizes say what later cohorts may need. None where cohorts share `data`.
+    """
 
     data: ClientData
     positions: NDArray[np.int64]
+    drawn_from: tuple[ClientData, NDArray[np.int64]] | None = None
 
     def client(self, place: int) -> Any:
         """The id of the client at one place of the cohort."""

@@ -8,7 +8,7 @@ network. Nothing else differs between them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
@@ -26,7 +26,7 @@ from sumfold.errors import CompositionError, DataError, StateError
 from sumfold.keys import Key
 from sumfold.tree import Leaf, Tree
 
-__all__ = ["Outcome", "Runtime", "State", "Totals", "begin", "play", "step"]
+__all__ = ["Notes", "Outcome", "Runtime", "State", "Totals", "begin", "play", "step"]
 
 NOBODY = np.int32(2**31 - 1)
 """`Totals.invalid` when no client had an invalid weight."""
@@ -77,6 +77,18 @@ Sigma: TypeAlias = Callable[[int, Briefing, Tree], tuple[Totals, Tree]]
 """(phase number, what every client receives, carried) -> (totals, carried): one way to compute Σ."""
 
 
+class Notes(NamedTuple):
+    """What befell clients whose work is a Python function: client id -> one line.
+
+    Attributes:
+        failed: clients that gave no result; they are left out of the round.
+        retried: clients whose worker died, and that were asked once more.
+    """
+
+    failed: Mapping[Any, str] = {}
+    retried: Mapping[Any, str] = {}
+
+
 class Outcome(NamedTuple):
     """What a runtime makes of one round."""
 
@@ -85,6 +97,7 @@ class Outcome(NamedTuple):
     clients: ClientStore
     metrics: Metrics
     invalid: Leaf
+    notes: Notes = Notes()
 
 
 @runtime_checkable
@@ -132,9 +145,8 @@ def play(
     return algorithm, tuple(after), metrics, invalid, carried
 
 
-def nothing(round: Round, i: int, briefing: Briefing, kept: Tree, places: int) -> Totals:
+def nothing(phase: Phase, briefing: Briefing, kept: Tree, places: int) -> Totals:
     """The totals of nobody: where every Σ starts."""
-    phase = round.phases[i]
     upload = jax.eval_shape(lambda b, k: _upload(phase, b, k), briefing, kept)
     return Totals(
         {part: (stage.group or add).zero(upload[0][part], places) for part, stage in phase.aggregate.items()},
@@ -153,6 +165,19 @@ def _upload(phase: Phase, briefing: Briefing, kept: Tree) -> tuple[dict[str, Tre
     return upload.parts, upload.metrics
 
 
+def compiled_server(round: Round) -> Round:
+    """The round with each of the server's functions compiled by itself, for a Σ that is no program."""
+    return round._replace(phases=tuple(_compiled(phase) for phase in round.phases))
+
+
+def _compiled(phase: Phase) -> Phase:
+    stages = {
+        part: stage._replace(share=jax.jit(stage.share), decode=jax.jit(stage.decode))
+        for part, stage in phase.aggregate.items()
+    }
+    return phase._replace(broadcast=jax.jit(phase.broadcast), aggregate=stages, finalize=jax.jit(phase.finalize))
+
+
 def begin(round: Round, params: Tree, seed: int) -> State:
     """The state before the first round.
 
@@ -167,7 +192,7 @@ def begin(round: Round, params: Tree, seed: int) -> State:
     for i, phase in enumerate(round.phases):
         key = keys.typed(words)
         message = jax.eval_shape(phase.broadcast, tree.shapes(algorithm), key)
-        report = report_shapes(phase.work, message, kept)
+        report = report_shapes(phase, message, kept)
         if set(report.parts) != set(phase.aggregate):
             raise CompositionError(
                 "SF-COMP-004",
@@ -246,6 +271,9 @@ def step(run: Callable[[State, Cohort], Outcome], state: State, cohort: Cohort) 
             "look at `weighting`; the state passed in is unchanged",
         )
     metrics = jax.tree.map(lambda a: np.asarray(a).tolist(), jax.device_get(outcome.metrics))
+    for name, told in outcome.notes._asdict().items():
+        if told:
+            metrics["client_work"][name] = {str(client): reason for client, reason in told.items()}
     after = state._replace(
         round=np.int32(state.round + 1),
         algorithm=outcome.algorithm,

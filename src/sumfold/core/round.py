@@ -31,10 +31,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 from sumfold.core.batching import Batching
 from sumfold.core.stage import Contribution, Stage
-from sumfold.keys import Key
+from sumfold.keys import HostKey, Key
 from sumfold.tree import Leaf, Tree
 
-__all__ = ["Batch", "Measured", "Phase", "Report", "Round", "Task", "Work"]
+__all__ = ["Batch", "HostWork", "Measured", "Phase", "Report", "Round", "Task", "Work"]
 
 State: TypeAlias = Tree
 Message: TypeAlias = Tree
@@ -133,6 +133,53 @@ class Work(NamedTuple):
     memory: Callable[[Message], Tree] = _no_memory
 
 
+def _as_reported(task: Task, carry: Carry, key: Key) -> Report:
+    report: Report = carry
+    return report
+
+
+class HostWork(NamedTuple):
+    """Client work that is no array program: a Python function in place of the fold over batches.
+
+    `Simulation` runs it in worker processes, `Loopback` in its own. It may use any library, its globals, closures
+    and files; it may be a lambda or defined in a notebook. Whatever the result depends on should come in by its
+    arguments. The arrays that it is given are read-only.
+
+    Attributes:
+        run: (message, data, `HostKey`, memory) -> carry, all trees of NumPy arrays; `data` is what the client holds,
+            such as ``(x, y)``, or a list of those for ready-made batches. By default the carry is its `Report`. It is
+            not called for a client without rows.
+        init: (Task, Key) -> the carry of a client without rows, an array program: it also says the shapes that `run`
+            must return. None: a report whose parts are like the message, with the metrics of the first client.
+        finish: (Task, carry, Key) -> Report, an array program; by default the carry is the report.
+        batching: for `run` to use, see `Batching.batches`.
+        memory: message -> the memory of a client never seen before.
+
+    Example:
+        The mean of the clients' medians:
+
+        >>> import numpy as np, sumfold as sf
+        >>> def median(message, data, key, memory):
+        ...     return sf.Report({"median": sf.Contribution(np.median(data).astype("f"), weight=1.0)})
+        >>> one = sf.Phase(
+        ...     broadcast=lambda state, key: state,
+        ...     work=sf.HostWork(median),
+        ...     aggregate={"median": sf.aggregators.mean()},
+        ...     finalize=lambda state, results, measured, key: (results["median"], {}),
+        ... )
+        >>> process = sf.Process(sf.Round("medians", lambda params, key: np.float32(0), (one,))).on(sf.Loopback())
+        >>> state, _ = process.next(process.initialize(), [np.array([1.0, 2.0, 9.0]), np.array([4.0])])
+        >>> float(state.algorithm)
+        3.0
+    """
+
+    run: Callable[[Message, Tree, HostKey, Tree], Carry]
+    init: Callable[[Task, Key], Carry] | None = None
+    finish: Callable[[Task, Carry, Key], Report] = _as_reported
+    batching: Batching = Batching()
+    memory: Callable[[Message], Tree] = _no_memory
+
+
 class Measured(NamedTuple):
     """The clients' metrics after Σ, as `Phase.finalize` receives them.
 
@@ -157,7 +204,7 @@ class Phase(NamedTuple):
 
     Attributes:
         broadcast: (state, Key) -> message: server to every client, the same bytes.
-        work: what one client does.
+        work: what one client does, a `Work` or a `HostWork`.
         aggregate: one stage for each named part of the report.
         finalize: (state, results by part, Measured, Key) -> (state, metrics under ``client_work`` and
             ``finalizer``); a result is not finite when nobody contributed.
@@ -168,7 +215,7 @@ class Phase(NamedTuple):
     """
 
     broadcast: Callable[[State, Key], Message]
-    work: Work
+    work: Work | HostWork
     aggregate: Mapping[str, Stage]
     finalize: Callable[[State, Mapping[str, Tree], Measured, Key], tuple[State, Metrics]]
 

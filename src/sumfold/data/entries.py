@@ -21,7 +21,8 @@ from sumfold.errors import DataError
 
 Array = npt.NDArray[Any]
 ClientId = str | int
-Ids = range | tuple[ClientId, ...]
+Ids = Sequence[ClientId]
+"""A range where clients are numbered, a tuple elsewhere; of a federation in a file, a sequence that looks them up."""
 Tree = Any
 Structure = Hashable
 """``"*"`` for an array, None for nothing, ``(container type, keys, children)`` for a tuple or a dict."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import html
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,10 @@ import numpy.typing as npt
 
 from sumfold.data import entries
 from sumfold.data.entries import ClientId, Ids, Kept, Tree
-from sumfold.data.owners import checked_offsets, grouped
+from sumfold.data.fingerprint import fingerprint
+from sumfold.data.owners import distinct, places_in_range, unknown_id
+from sumfold.data.schema import describe, labels
+from sumfold.data.sizes import Sizes, table
 from sumfold.data.split import in_first_part
 from sumfold.errors import DataError, user_facing
 
@@ -27,10 +29,11 @@ class Federation:
     The arrays of all clients lie one after the other, and a client is a slice of them (or of `order`, a list
     of row numbers). So a subset, a split or a partition shares the arrays and copies nothing, a million
     clients cost two integer arrays, and memory-mapped arrays stay on disk. Build one with `from_clients`,
-    `from_arrays`, `from_frame` or `from_batches`.
+    `from_arrays`, `from_frame`, `from_batches`, `from_folder`, `from_torch` or `from_datasets`; `save` and
+    `from_sqlite` keep one in a file.
 
     Attributes:
-        ids: the clients' names, str or int; a `range` where they are numbered.
+        ids: the clients' names, str or int, each once; a `range` where they are numbered.
         examples: a tuple (x, y) or (x, y, weight), a dict or one array; every array is [N, …]. None if no
             client has any array.
         starts: int64[K], where each client begins.
@@ -55,8 +58,11 @@ class Federation:
     starts: Int64
     counts: Int64
     order: Int64 | None = None
-    batch_sizes: tuple[Int64, ...] | None = None
+    batch_sizes: Sequence[Int64] | None = None
     _memo: dict[str, Any] = dataclasses.field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        distinct(self.ids)
 
     # ------------------------------------------------------------------------------------ constructors
 
@@ -80,7 +86,9 @@ class Federation:
             >>> Federation.from_clients([([1.0, 2.0], [0, 1]), ([], [])])
             Federation(2 clients, 2 examples, x float64, y int64)
         """
-        return _assembled(clients, {} if kept is None else kept, batched=None)
+        from sumfold.data.assemble import from_entries
+
+        return from_entries(clients, {} if kept is None else kept, batched=None)
 
     @classmethod
     @user_facing
@@ -96,7 +104,9 @@ class Federation:
             >>> Federation.from_batches({"a": [([1.0, 2.0], [0, 1]), ([3.0], [1])]}).batch_sizes
             (array([2, 1]),)
         """
-        return _assembled(clients, {}, batched=True)
+        from sumfold.data.assemble import from_entries
+
+        return from_entries(clients, {}, batched=True)
 
     @classmethod
     @user_facing
@@ -124,22 +134,9 @@ class Federation:
             >>> Federation.from_arrays(x, y, offsets=[0, 1, 4]).sizes
             {0: 1, 1: 3}
         """
-        if weight is not None and y is None:
-            raise DataError("SF-DATA-019", "weight without y", "x, y and weight", "pass y, or leave weight out")
-        if (client_ids is None) == (offsets is None):
-            raise DataError(
-                "SF-DATA-019",
-                "neither client_ids nor offsets" if offsets is None else "both client_ids and offsets",
-                "one of them, to say whose row each row is",
-                "pass client_ids=[one id per row], or offsets=[where each client begins, and the end]",
-            )
-        part = entries.read_part(_tree(x, y, weight), "")
-        examples = entries.unflatten(part.structure, part.leaves)
-        if offsets is not None:
-            bounds = checked_offsets(offsets, part.rows)
-            return _in_range(cls(range(len(bounds) - 1), examples, bounds[:-1], np.diff(bounds)))
-        ids, owner = grouped(client_ids, part.rows)
-        return owned(examples, owner, ids)
+        from sumfold.data.assemble import from_arrays
+
+        return from_arrays(x, y, weight, client_ids, offsets)
 
     @classmethod
     @user_facing
@@ -162,26 +159,161 @@ class Federation:
             >>> Federation.from_frame(df, client="hospital", label="ill")["b"]
             (array([[64]]), array([1]))
         """
-        if not (hasattr(df, "columns") and hasattr(df, "__getitem__")):
-            raise DataError(
-                "SF-DATA-022",
-                f"a {type(df).__name__}",
-                "a data frame with named columns",
-                "use Federation.from_arrays(x, y, client_ids=…) for arrays",
-            )
-        columns = list(df.columns)
-        others = [c for c in columns if c not in (client, label)]
-        names = others if features is None else [features] if isinstance(features, str) else list(features)
-        missing = [name for name in (client, label, *names) if name not in columns]
-        if missing or not names:
-            raise DataError(
-                "SF-DATA-022",
-                f"no column {missing[0]!r}" if missing else "no feature column",
-                f"columns among {columns}",
-                "look at the spelling of client=, label= and features=",
-            )
-        x = np.stack([entries.numeric_column(df, name) for name in names], axis=1)
-        return cls.from_arrays(x, entries.numeric_column(df, label), client_ids=np.asarray(df[client]))
+        from sumfold.data.frame import from_frame
+
+        return from_frame(df, client, label, features)
+
+    @classmethod
+    @user_facing
+    def from_folder(
+        cls,
+        path: str | os.PathLike[str],
+        pattern: str = "*.csv|*.parquet",
+        *,
+        label: str,
+        features: str | Sequence[str] | None = None,
+    ) -> Federation:
+        """The federation of a folder with one file for each site; ids are the files' names without suffix.
+
+        Every file has the same columns, in any order. The features are stacked into x[N, len(features)] in the order
+        of `features`, or of the first file's columns. Dtypes are those of the columns, promoted to a common one over
+        columns and files as `from_frame` and `from_clients` do (float64 as soon as there is a decimal point or a
+        missing value). Missing values are NaN. A file without rows is an empty client. CSV files are UTF-8 with a
+        line of column names; pandas reads them where it is installed.
+
+        Args:
+            path: the folder.
+            pattern: the files, as in ``Path.glob``, alternatives separated by ``|``. ``"**/*.csv"`` looks into folders
+                too, and ids are then paths such as ``"north/ward-1"``. Hidden files are left out.
+            label: the column of labels, numbers.
+            features: the columns that become x, numbers; a str is one column; None means all others.
+
+        Raises:
+            DataError: two files for one id (SF-DATA-080), no such folder (081), no matching file (082), files with
+                different columns (083), a column that a file lacks (084) or that holds no numbers (085), a file that
+                cannot be read (086), a suffix other than .csv, .parquet and .pq (087).
+            MissingExtraError: a Parquet file without pyarrow.
+
+        Example:
+            >>> import tempfile
+            >>> import pandas as pd
+            >>> folder = tempfile.mkdtemp()
+            >>> pd.DataFrame({"age": [51, 64], "ill": [0, 1]}).to_csv(folder + "/north.csv", index=False)
+            >>> pd.DataFrame({"ill": [1], "age": [70]}).to_csv(folder + "/south.csv", index=False)
+            >>> Federation.from_folder(folder, label="ill")["south"]
+            (array([[70]]), array([1]))
+        """
+        from sumfold.data.folder import from_folder
+
+        return from_folder(path, pattern, label, features)
+
+    @classmethod
+    @user_facing
+    def from_torch(cls, dataset: Any, *, client_of: Any) -> Federation:
+        """The federation of a PyTorch map-style dataset, or of any sequence of examples.
+
+        All items are read once, now, and stacked. A ``TensorDataset`` is taken whole, and the ``Subset`` that
+        ``random_split`` gives is looked through. Arrays keep their dtypes; Python numbers become int64 and float64.
+
+        Args:
+            dataset: has ``len(dataset)`` and ``dataset[i]``; an item is (x, y), (x, y, weight), a dict or one array.
+            client_of: whose item it is: a function from the item's index to an id, a list or array with one id per
+                item, or a str: an attribute of the dataset with one id per item, or a field of items that are dicts
+                (which is then not among the examples). Ids are str or int.
+
+        Raises:
+            DataError: no map-style dataset (SF-DATA-090), items that differ in structure or shape (091), a `client_of`
+                that does not fit (092), an item that is no number (093), ids that do not fit (020).
+
+        Example:
+            >>> items = [([1.0, 2.0], 0), ([3.0, 4.0], 1), ([5.0, 6.0], 1)]
+            >>> Federation.from_torch(items, client_of=lambda index: index % 2)
+            Federation(2 clients, 3 examples, x float64[2], y int64)
+        """
+        from sumfold.data.torch_datasets import from_torch
+
+        return from_torch(dataset, client_of)
+
+    @classmethod
+    @user_facing
+    def from_datasets(
+        cls, dataset: Any, *, client: str, label: str, features: str | Sequence[str] | None = None
+    ) -> Federation:
+        """The federation of a Hugging Face ``datasets.Dataset`` with one row per example.
+
+        Columns are taken from Arrow as they are, dtypes included, without a loop over rows. Columns of numbers are
+        stacked into x[N, len(features)]; a single column of lists of one length (of lists …) becomes x[N, …]. Missing
+        numbers are NaN.
+
+        Args:
+            dataset: one split, in memory or on disk.
+            client: the column of client ids, str or int.
+            label: the column of labels: numbers, or lists of one length.
+            features: the columns that become x; None means all others.
+
+        Raises:
+            DataError: several splits, a stream, or no Dataset (SF-DATA-095), a column that is not there (096) or holds
+                neither numbers nor lists of one length (097), ids that do not fit (020).
+
+        Example:
+            >>> try:
+            ...     Federation.from_datasets({"train": [], "test": []}, client="site", label="ill")
+            ... except DataError as error:
+            ...     print(error.do)
+            choose one: dataset['train']
+        """
+        from sumfold.data.huggingface import from_datasets
+
+        return from_datasets(dataset, client, label, features)
+
+    @classmethod
+    @user_facing
+    def from_sqlite(cls, path: str | os.PathLike[str]) -> Federation:
+        """The federation in a file of `save`, opened and not read: a million clients open in a moment.
+
+        Only the clients' sizes are read. A round reads its cohort; ``fed[id]`` reads one client, `subset` reads those
+        asked for into a federation in memory, and `pooled`, `labels` and `split` read all: split before saving. Any
+        number of threads and processes may use it at once, also after a fork.
+
+        Raises:
+            DataError: no such file (SF-DATA-101), another kind of file (102), one of a newer Sumfold (103), a damaged
+                one (104), one that was replaced since it was opened (105).
+
+        Example:
+            >>> import tempfile
+            >>> path = tempfile.mkdtemp() + "/clients.sqlite"
+            >>> Federation.from_clients({"a": ([1.0, 2.0], [0, 1]), "b": ([3.0], [1])}).save(path)
+            >>> fed = Federation.from_sqlite(path)
+            >>> fed["b"]
+            (array([3.]), array([1]))
+        """
+        from sumfold.data.stored import StoredFederation
+
+        return StoredFederation(path)
+
+    @user_facing
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the clients' ids and examples to one SQLite file, whole or not at all; `from_sqlite` opens it.
+
+        Dtypes, trees, weights, empty clients and ready-made batches come back as they were; named tuples come back as
+        named tuples of the same name and fields.
+
+        Args:
+            path: the file; its folder must exist. An older file of this name is replaced at the end, at once.
+
+        Raises:
+            DataError: the file cannot be written (SF-DATA-100), an id or a key that a file cannot hold (106).
+
+        Example:
+            >>> import tempfile
+            >>> path = tempfile.mkdtemp() + "/clients.sqlite"
+            >>> Federation.from_arrays(np.zeros((3, 2)), offsets=[0, 1, 3]).save(path)
+            >>> Federation.from_sqlite(path).sizes
+            {0: 1, 1: 2}
+        """
+        from sumfold.data.sqlite import save
+
+        save(self, path)
 
     # ------------------------------------------------------------------------------------- as a mapping
 
@@ -198,7 +330,7 @@ class Federation:
     def __getitem__(self, key: ClientId | np.integer[Any]) -> Tree:
         position = self._find(key)
         if position is None:
-            raise _unknown(key, self.ids)
+            raise unknown_id(key, self.ids)
         return self.take(position)
 
     @property
@@ -209,7 +341,7 @@ class Federation:
             >>> Federation.from_clients({"a": ([1.0, 2.0], [0, 1])}).sizes["a"]
             2
         """
-        return _Sizes(self)
+        return Sizes(self)
 
     # ---------------------------------------------------------------------------------- rows and clients
 
@@ -256,8 +388,7 @@ class Federation:
                 "a list, range or array of client ids",
                 f"for one client write [{ids!r}]",
             )
-        find = self._positions_by_number if isinstance(self.ids, range) else self._positions_by_name
-        found = find(ids)
+        found = places_in_range(self.ids, ids) if isinstance(self.ids, range) else self._positions_by_name(ids)
         ordered = np.sort(found)
         repeated = ordered[1:][ordered[1:] == ordered[:-1]]
         if len(repeated):
@@ -294,6 +425,23 @@ class Federation:
             batch_sizes=self.batch_sizes and tuple([self.batch_sizes[p] for p in at.tolist()]),
         )
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether `examples` are arrays; False for a federation of `from_sqlite`, which reads them when asked."""
+        return True
+
+    def cohort(self, positions: Int64) -> tuple[Federation, Int64]:
+        """A federation in memory that has the clients at `positions`, and where in it they are.
+
+        The federation itself, unless it lies in a file.
+
+        Example:
+            >>> fed = Federation.from_arrays([1.0, 2.0, 3.0], offsets=[0, 1, 2, 3])
+            >>> fed.cohort(np.array([2, 0]))[0] is fed
+            True
+        """
+        return self, positions
+
     def pooled(self) -> Tree:
         """All examples of all clients, client after client, as one tree of arrays.
 
@@ -320,19 +468,7 @@ class Federation:
             >>> Federation.from_arrays([1.0, 2.0], [0, 1], offsets=[0, 2]).labels()
             array([0, 1])
         """
-        labels: Any = None
-        if isinstance(self.examples, tuple) and len(self.examples) > 1:
-            labels = self.examples[1]
-        elif isinstance(self.examples, dict):
-            labels = self.examples.get("y", self.examples.get("label"))
-        if isinstance(labels, np.ndarray) and labels.ndim == 1:
-            return labels
-        raise DataError(
-            "SF-DATA-018",
-            f"examples ({_schema(self.examples)}) without one label per row",
-            "(x, y) with y of one dimension, or a dict with 'y' or 'label'",
-            "pass labels as class numbers, or split without stratify=True",
-        )
+        return labels(self.examples)
 
     @user_facing
     def split(self, fraction: float = 0.8, *, seed: int = 0, stratify: bool = False) -> tuple[Federation, Federation]:
@@ -385,40 +521,25 @@ class Federation:
             False
         """
         if "fingerprint" not in self._memo:
-            hashed = hashlib.blake2b(digest_size=16)
-            hashed.update(repr(self.ids).encode())
-            leaves, structure = entries.flatten(self.examples)
-            hashed.update(repr(entries.leaf_names(structure)).encode())
-            arrays = [self.starts, self.counts, *leaves]
-            arrays += [] if self.order is None else [self.order]
-            arrays += list(self.batch_sizes or ())
-            for array in arrays:
-                hashed.update(f"{array.dtype}{array.shape}".encode())
-                for block in _blocks(array):
-                    hashed.update(block.tobytes())
-            self._memo["fingerprint"] = hashed.hexdigest()
+            arrays = [
+                self.starts,
+                self.counts,
+                *([] if self.order is None else [self.order]),
+                *(self.batch_sizes or ()),
+            ]
+            self._memo["fingerprint"] = fingerprint(self.ids, self.examples, arrays)
         return str(self._memo["fingerprint"])
 
     def __repr__(self) -> str:
         batches = "" if self.batch_sizes is None else f", {sum(map(len, self.batch_sizes))} ready-made batches"
-        schema = _schema(self.examples)
+        schema = describe(self.examples)
         return (
             f"Federation({len(self)} client{'' if len(self) == 1 else 's'}, {int(self.counts.sum())} examples"
             f"{batches}{schema and ', ' + schema})"
         )
 
     def _repr_html_(self) -> str:
-        shown = 20
-        lines = "".join(
-            f"<tr><td>{html.escape(str(key))}</td><td>{count}</td></tr>"
-            for key, count in zip(self.ids[:shown], self.counts[:shown].tolist(), strict=True)
-        )
-        more = len(self) - shown
-        rest = f"<tr><td>… {more} more</td><td>{int(self.counts[shown:].sum())}</td></tr>" if more > 0 else ""
-        return (
-            f"<table><caption>{html.escape(repr(self))}</caption>"
-            f"<thead><tr><th>client</th><th>examples</th></tr></thead><tbody>{lines}{rest}</tbody></table>"
-        )
+        return table(repr(self), self.ids, self.counts)
 
     # ------------------------------------------------------------------------------------------ private
 
@@ -437,31 +558,12 @@ class Federation:
         index: dict[Any, int] = self._memo["index"]
         return index
 
-    def _positions_by_number(self, ids: Any) -> Int64:
-        own = self.ids
-        assert isinstance(own, range)
-        if isinstance(ids, range):
-            wanted = np.arange(ids.start, ids.stop, ids.step)
-        else:
-            wanted = np.asarray(ids if hasattr(ids, "__array__") else list(ids))
-        if wanted.size == 0:
-            return np.zeros(0, np.int64)
-        if wanted.dtype.kind not in "iu" or wanted.ndim != 1:
-            raise _unknown(next((key for key in wanted.tolist() if not isinstance(key, int)), wanted), own)
-        distance = wanted.astype(np.int64) - own.start
-        found, off = distance // own.step, distance % own.step
-        wrong = (off != 0) | (found < 0) | (found >= len(own))
-        if wrong.any():
-            raise _unknown(int(wanted[wrong][0]), own)
-        return found
-
     def _positions_by_name(self, ids: Any) -> Int64:
-        index = self._index()
         wanted = np.asarray(ids).tolist() if hasattr(ids, "__array__") else list(ids)
-        for key in wanted:
-            if self._find(key) is None:
-                raise _unknown(key, self.ids)
-        return np.fromiter((index[key] for key in wanted), np.int64, len(wanted))
+        found = [self._find(key) for key in wanted]
+        if None in found:
+            raise unknown_id(wanted[found.index(None)], self.ids)
+        return np.array(found, np.int64)
 
     def _bounds(self, position: int) -> tuple[int, int]:
         start = int(self.starts[position])
@@ -485,85 +587,3 @@ class Federation:
         owner = np.repeat(np.arange(len(self)), self.counts)
         counts = np.bincount(owner[picked], minlength=len(self)).astype(np.int64)
         return dataclasses.replace(self, starts=np.cumsum(counts) - counts, counts=counts, order=rows[picked])
-
-
-class _Sizes(Mapping[ClientId, int]):
-    """`Federation.sizes`: reads the counts when asked, so a million clients make no dict."""
-
-    def __init__(self, federation: Federation) -> None:
-        self._federation = federation
-
-    def __getitem__(self, key: ClientId) -> int:
-        position = self._federation._find(key)
-        if position is None:
-            raise KeyError(key)
-        return int(self._federation.counts[position])
-
-    def __iter__(self) -> Iterator[ClientId]:
-        return iter(self._federation.ids)
-
-    def __len__(self) -> int:
-        return len(self._federation)
-
-    def __repr__(self) -> str:
-        shown = ", ".join(f"{key!r}: {self[key]}" for key in self._federation.ids[:20])
-        return "{" + shown + (", …" if len(self) > 20 else "") + "}"
-
-
-def owned(examples: Tree, owner: Int64, ids: Ids) -> Federation:
-    """The federation in which row i belongs to the client at position ``owner[i]``; rows keep their order.
-
-    Example:
-        >>> owned(np.array([1.0, 2.0, 3.0]), np.array([1, 0, 1]), range(2))[1]
-        array([1., 3.])
-    """
-    counts = np.bincount(owner, minlength=len(ids)).astype(np.int64)
-    grouped = bool(np.all(owner[1:] >= owner[:-1]))
-    order = None if grouped else np.argsort(owner, kind="stable").astype(np.int64)
-    return _in_range(Federation(ids, examples, np.cumsum(counts) - counts, counts, order))
-
-
-def _assembled(client_data: Any, kept: Kept, batched: bool | None) -> Federation:
-    ids, listed = entries.entries_of(client_data)
-    clients = [entries.read_client(key, entry, kept, batched) for key, entry in zip(ids, listed, strict=True)]
-    examples = entries.joined(clients)
-    counts = np.array([client.rows for client in clients], np.int64)
-    lengths = None
-    if any(client.batched for client in clients):
-        lengths = tuple([np.array([p.rows for p in c.parts if p.rows], np.int64) for c in clients])
-    return _in_range(Federation(ids, examples, np.cumsum(counts) - counts, counts, None, lengths))
-
-
-def _in_range(federation: Federation) -> Federation:
-    """The federation, unless its integers do not fit into JAX's."""
-    entries.check_range(federation.examples, federation.starts, federation.counts, federation.order, federation.ids)
-    return federation
-
-
-def _tree(x: Tree, y: Any, weight: Any) -> Tree:
-    if y is None:
-        return x
-    return (x, y) if weight is None else (x, y, weight)
-
-
-def _schema(examples: Tree) -> str:
-    leaves, structure = entries.flatten(examples)
-    return ", ".join(
-        f"{name} {leaf.dtype}" + (f"[{','.join(map(str, leaf.shape[1:]))}]" if leaf.ndim > 1 else "")
-        for name, leaf in zip(entries.leaf_names(structure), leaves, strict=True)
-    )
-
-
-def _unknown(key: object, ids: Ids) -> DataError:
-    known = ", ".join(map(repr, ids[:5])) + (", …" if len(ids) > 5 else "")
-    return DataError("SF-DATA-011", f"no client {key!r}", f"one of the {len(ids)} ids ({known})", "look at fed.ids")
-
-
-def _blocks(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    mib = 2**20
-    if array.nbytes <= 64 * mib:
-        yield array
-        return
-    length = max(1, mib * len(array) // array.nbytes)
-    for start in np.linspace(0, len(array) - length, 64).astype(int).tolist():
-        yield array[start : start + length]

@@ -1,4 +1,4 @@
-"""Whose row each row is: client ids or offsets as a user gives them, checked."""
+"""Whose row each row is: client ids or offsets as a user gives them, checked; and ids found again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sumfold.data.entries import Ids
+from sumfold.data.entries import ClientId, Ids
 from sumfold.errors import DataError
 
 Int64 = npt.NDArray[np.int64]
@@ -74,3 +74,55 @@ def checked_offsets(offsets: Any, rows: int) -> Int64:
             "use np.concatenate([[0], np.cumsum(sizes)])",
         )
     return bounds
+
+
+def distinct(ids: Ids) -> None:
+    """Refuse two clients with one id.
+
+    Raises:
+        DataError: naming the id (SF-DATA-080).
+
+    Example:
+        >>> distinct(("a", "b"))
+    """
+    if isinstance(ids, tuple) and len(set(ids)) < len(ids):
+        seen: set[ClientId] = set()
+        twice = next(key for key in ids if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise DataError(
+            "SF-DATA-080",
+            f"two clients with the id {twice!r}",
+            "an id of its own for every client",
+            "rename one of them, or put their rows together",
+        )
+
+
+def places_in_range(own: range, ids: Any) -> Int64:
+    """Where in a range of ids the ids asked for are: int64[len(ids)].
+
+    Raises:
+        DataError: an unknown id (SF-DATA-011).
+
+    Example:
+        >>> places_in_range(range(10, 20), [12, 10])
+        array([2, 0])
+    """
+    if isinstance(ids, range):
+        wanted = np.arange(ids.start, ids.stop, ids.step)
+    else:
+        wanted = np.asarray(ids if hasattr(ids, "__array__") else list(ids))
+    if wanted.size == 0:
+        return np.zeros(0, np.int64)
+    if wanted.dtype.kind not in "iu" or wanted.ndim != 1:
+        raise unknown_id(next((key for key in wanted.tolist() if not isinstance(key, int)), wanted), own)
+    distance = wanted.astype(np.int64) - own.start
+    found, off = distance // own.step, distance % own.step
+    wrong = (off != 0) | (found < 0) | (found >= len(own))
+    if wrong.any():
+        raise unknown_id(int(wanted[wrong][0]), own)
+    return found
+
+
+def unknown_id(key: object, ids: Ids) -> DataError:
+    """The error for an id that no client has."""
+    known = ", ".join(map(repr, ids[:5])) + (", …" if len(ids) > 5 else "")
+    return DataError("SF-DATA-011", f"no client {key!r}", f"one of the {len(ids)} ids ({known})", "look at fed.ids")

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sumfold.data import entries
+from sumfold.data.assemble import owned
 from sumfold.data.entries import Tree
-from sumfold.data.federation import Federation, owned
+from sumfold.data.federation import Federation
 from sumfold.errors import DataError, user_facing
 
 __all__ = ["dirichlet", "iid", "power_law", "shards"]

@@ -22,6 +22,7 @@ import itertools
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
@@ -38,7 +39,8 @@ from sumfold.core import files
 from sumfold.core.client import Briefing, Start, client_half
 from sumfold.core.driver import State, Totals, nothing, play
 from sumfold.core.group import add
-from sumfold.core.round import Batch
+from sumfold.core.host import code_identity
+from sumfold.core.round import Batch, HostWork
 from sumfold.data import Federation
 from sumfold.errors import CheckpointError
 from sumfold.keys import Key
@@ -405,10 +407,10 @@ def program(process: Process, batch: Batch | None) -> str | None:
             phase, half = algorithm.phases[i], client_half(algorithm.phases[i])
             start = Start(briefing, half.fresh(briefing, kept), kept, rows)
             carry = half.init(start, key)
-            if batch is not None:
+            if batch is not None and half.step is not None:
                 carry = half.step(start, carry, batch, key)
             upload, keeping = half.finish(start, carry, key)
-            totals = nothing(algorithm, i, briefing, kept, 1)
+            totals = nothing(phase, briefing, kept, 1)
             parts = {
                 part: (stage.group or add).accumulate(totals.parts[part], upload.parts[part], jnp.int32(0))
                 for part, stage in phase.aggregate.items()
@@ -426,7 +428,11 @@ def program(process: Process, batch: Batch | None) -> str | None:
         return None
     batching = [tuple(phase.work.batching) for phase in algorithm.phases]
     ready = process.batching is None
-    return f"jax-{jax.__version__} {_hash(repr((_canonical(closed), batching, ready)).encode())}"
+    version, parts = f"jax-{jax.__version__}", repr((_canonical(closed), batching, ready))
+    own = [code_identity(phase.work.run) for phase in algorithm.phases if isinstance(phase.work, HostWork)]
+    if own:  # compiled code is the same under one version of Python only
+        version, parts = f"{version}-python-{sys.version_info[0]}.{sys.version_info[1]}", repr((parts, own))
+    return f"{version} {_hash(parts.encode())}"
 
 
 def _hash(data: bytes) -> str:

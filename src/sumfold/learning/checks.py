@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -11,11 +12,12 @@ from numpy.typing import NDArray
 from sumfold.aggregators import mean
 from sumfold.core.batching import Batching
 from sumfold.core.cohort import batch_shapes, widths
-from sumfold.core.round import Batch, Round
+from sumfold.core.round import Batch, Metrics, Round
 from sumfold.core.stage import Stage
 from sumfold.data import Federation
 from sumfold.errors import CompositionError, DataError
 from sumfold.learning.labels import classes_of
+from sumfold.models.host import HostModel
 from sumfold.models.model import Model, Parts, unpack
 
 __all__ = [
@@ -23,26 +25,39 @@ __all__ = [
     "batching_for",
     "check_aggregator",
     "check_batches",
+    "check_clusters",
     "check_labels",
     "check_model",
     "check_population",
+    "check_rate",
     "check_seed",
     "labels_of",
 ]
 
 
-def check_model(model: Any) -> None:
-    """Refuse what is no model.
+def check_model(model: Any, *, own_loop: bool = False) -> None:
+    """Refuse what is no model, or one that brings its own training loop where that cannot be used.
+
+    Args:
+        model: what the caller gave.
+        own_loop: whether the algorithm takes such a model.
 
     Raises:
         CompositionError: saying which adapter makes one.
     """
+    if isinstance(model, HostModel) and not own_loop:
+        raise CompositionError(
+            "SF-COMP-110",
+            f"{model.name}, a model that brings its own training loop",
+            "a model whose steps Sumfold takes itself: this algorithm looks into each of them",
+            "use from_functions, from_flax, from_keras or from_equinox; or fed_avg, fed_prox or fed_nova",
+        )
     if not isinstance(model, Model):
         raise CompositionError(
             "SF-COMP-028",
             f"model is a {type(model).__name__}",
             "a sumfold Model",
-            "make one with sf.models.from_functions, from_keras, from_flax or from_equinox",
+            "make one with sf.models.from_functions, from_keras, from_flax, from_equinox, from_torch or from_sklearn",
         )
 
 
@@ -65,6 +80,34 @@ def check_population(clients: Any) -> None:
     if not isinstance(clients, (int, np.integer)) or isinstance(clients, bool) or clients < 1:
         raise CompositionError(
             "SF-COMP-061", f"clients={clients!r}", "how many clients there are in all", "pass for example clients=100"
+        )
+
+
+def check_rate(metrics: Metrics, number: int) -> None:
+    """Refuse a round whose clients trained with a learning rate that is not finite, where the rate can be read.
+
+    Raises:
+        CompositionError: saying the round and the rate; the round's result is not returned.
+    """
+    rate = metrics.get("client_work", {}).get("client_learning_rate", 0.0)
+    if not math.isfinite(rate):
+        raise CompositionError(
+            "SF-COMP-101",
+            f"the client learning rate of round {number} is {rate}",
+            "a finite number in every round",
+            "look at the schedule or what set_hparams was given; the state passed in is unchanged",
+        )
+
+
+def check_clusters(algorithm: str, clusters: Any) -> None:
+    """Refuse a number of clusters that is no whole number of at least 1.
+
+    Raises:
+        CompositionError: saying what came.
+    """
+    if not isinstance(clusters, (int, np.integer)) or isinstance(clusters, bool) or clusters < 1:
+        raise CompositionError(
+            "SF-COMP-091", f"{algorithm} with clusters={clusters!r}", "a whole number of at least 1", "try clusters=2"
         )
 
 
@@ -170,7 +213,8 @@ def labels_of(federation: Federation, model: Model, parts: Parts, batch: Batch) 
     outputs = model.check(parts, batch)
     _, y, weight = unpack(federation.examples)
     leaves = jax.tree.leaves(y)
-    classes = classes_of(model.loss, outputs, unpack(batch.examples)[1]) if len(leaves) == 1 else None
+    traced = len(leaves) == 1 and not isinstance(model, HostModel)
+    classes = classes_of(model.loss, outputs, unpack(batch.examples)[1]) if traced else None
     nothing = np.zeros(len(federation))
     weights = None if weight is None else np.asarray(weight, np.float64).reshape(len(weight), -1).min(1)
     lightest = nothing if weights is None else _each(federation, weights, np.minimum, np.inf)

@@ -14,7 +14,7 @@ from sumfold import keys, tree
 from sumfold.core.client import Briefing, Start, client_half
 from sumfold.core.driver import State
 from sumfold.core.group import add
-from sumfold.core.round import Batch, Phase, Round
+from sumfold.core.round import Batch, HostWork, Phase, Round
 from sumfold.core.stage import Bound, Stage
 from sumfold.models.model import describe
 from sumfold.tree import Spec, Tree
@@ -61,9 +61,13 @@ def _phase(
 
     lines = ["", _title("Sent to every client, the same bytes", (briefing.message, briefing.public))]
     lines += _rows(tree.specs(briefing.message)) + _rows(tree.specs(briefing.public), prefix="public ")
-    lines += ["", "Each client computes, on its own rows and without I/O"]
-    lines += [f"  init     {_operations(half.init, start, key)} operations, once"]
-    if batch is None:
+    own = phase.work.run if isinstance(phase.work, HostWork) else None
+    lines += ["", "Each client computes, on its own rows" + (" and without I/O" if own is None else "")]
+    lines += [f"  init     {_operations(half.init, start, key)} operations, once"] if own is None else []
+    if half.step is None:
+        name = getattr(own, "__qualname__", None) or repr(own)
+        lines += [f"  run      the Python function {name}, once: it may do anything that a program of the client's may"]
+    elif batch is None:
         lines += ["  step     once for each batch; explain(client_data) shows its types before the first round"]
     else:
         count = _operations(half.step, start, carry, batch, key)

@@ -20,17 +20,20 @@ from jaxtyping import Array, Int
 
 from sumfold import tree
 from sumfold.aggregators import mean
+from sumfold.aggregators import sum as total
 from sumfold.core.batching import Batching
-from sumfold.core.round import Batch, Measured, Metrics, Phase, Report, Round, Task, Work
+from sumfold.core.round import Batch, HostWork, Measured, Metrics, Phase, Report, Round, Task, Work
 from sumfold.core.stage import Contribution, Stage
 from sumfold.errors import user_facing
 from sumfold.keys import Key
 from sumfold.learning.checks import batching_for, check_aggregator, check_model
 from sumfold.learning.hparams import readable, written
-from sumfold.learning.optimizers import Hparams, as_client_optimizer, as_optimizer
+from sumfold.learning.optimizers import ClientOptimizer, Hparams, as_client_optimizer, as_optimizer
+from sumfold.learning.own_loop import OWN, OwnLoop, check_visible, no_client_optimizer, weight_rows
 from sumfold.learning.process import Process
 from sumfold.learning.summary import summary
 from sumfold.learning.weighting import Weighting, as_weighting
+from sumfold.models.host import HostModel
 from sumfold.models.model import Model, Parts, combine
 from sumfold.tree import Tree
 
@@ -96,6 +99,7 @@ class Variant(NamedTuple):
         state: trainable -> what its server remembers besides.
         share: that -> what clients see of it.
         memory: message -> the memory of a client never seen.
+        optimizer: the clients' optimizer -> the one that they use.
         start: task -> the weights that a client begins with.
         begin: task -> what a client gathers while it trains.
         gradient: (task, local, gradient, the batch's example weights together) -> the gradient that its optimizer is
@@ -103,10 +107,16 @@ class Variant(NamedTuple):
         beside: (task, local, batch, key) -> what is gathered, after its own step: what it does with a batch besides.
         shared: the model's weights -> those that leave the client, None for the others.
         report: (task, local, the update w − w_k with its weight) -> the parts that it sends, and its next memory.
+        measures: local -> sums that it reports beside those of its training.
+        metrics: what the clients measured -> metrics under ``client_work`` beside ``train``.
+        personal: (the server's weights, a client's memory) -> the weights that this client itself uses; None where
+            they are the server's.
         stages: the stages of the parts besides ``update``.
         server: (its state, results, measured, hparams) -> the update that the server optimizer is given, and its state.
         population: (its state, number of clients) -> its state, where the population's size counts.
         before: phases that come before training, of the same `Server`; what they keep is the training's ``task.kept``.
+        pull: the hyperparameter whose value times w_k − w is all that `gradient` adds, if so: then a model that brings
+            its own loop can be trained too, where its adapter takes the steps.
     """
 
     name: str
@@ -115,16 +125,21 @@ class Variant(NamedTuple):
     state: Callable[[Tree], Tree] = lambda trainable: ()
     share: Callable[[Tree], Tree] = lambda own: ()
     memory: Callable[[Message], Tree] = lambda message: ()
+    optimizer: Callable[[ClientOptimizer], ClientOptimizer] = lambda client: client
     start: Callable[[Task], Parts] = lambda task: task.message.model
     begin: Callable[[Task], Tree] = lambda task: ()
     gradient: Callable[[Task, Local, Tree, Array], tuple[Tree, Tree]] = _unchanged
     beside: Callable[[Task, Local, Batch, Key], Tree] = _own
     shared: Callable[[Parts], Parts] = lambda model: model
     report: Callable[[Task, Local, Contribution], tuple[dict[str, Contribution], Tree]] = _update
+    measures: Callable[[Local], dict[str, Tree]] = lambda local: {}
+    metrics: Callable[[Measured], Metrics] = lambda measured: {}
+    personal: Callable[[Parts, Tree], Parts] | None = None
     stages: Mapping[str, Stage] = {}
     server: Callable[[Tree, Mapping[str, Tree], Measured, Hparams], tuple[Tree, Tree]] = _mean_update
     population: Callable[[Tree, int], Tree] | None = None
     before: tuple[Phase, ...] = ()
+    pull: str | None = None
 
 
 @user_facing
@@ -182,7 +197,7 @@ def fed_avg(
     )
 
 
-def averaging(
+def averaging(  # noqa: PLR0915 - a record of closures, in the order of a round
     variant: Variant,
     model: Model,
     client_optimizer: Any,
@@ -200,10 +215,16 @@ def averaging(
         model, client_optimizer, server_optimizer, weighting, aggregator, batching: as in `fed_avg`.
         examples: how examples become batches where `batching` is None; default `Batching()`.
     """
-    check_model(model)
-    client, server = as_client_optimizer(client_optimizer), as_optimizer(server_optimizer, "server_optimizer")
+    check_model(model, own_loop=True)
+    sees_gradients = variant.gradient is not _unchanged or variant.beside is not _own or bool(variant.before)
+    check_visible(variant.name, model, sees_gradients, variant.pull)
+    own_loop = model if isinstance(model, HostModel) else None
+    client = variant.optimizer(
+        no_client_optimizer(client_optimizer, own_loop) if own_loop else as_client_optimizer(client_optimizer)
+    )
+    server = as_optimizer(server_optimizer, "server_optimizer")
     weigh = as_weighting(weighting)
-    has_statistics = bool(jax.tree.leaves(model.template.statistics))
+    has_statistics = bool(jax.tree.leaves(variant.shared(model.template).statistics))
 
     def init(weights: Tree, key: Key) -> Server:
         parts = model.split(weights)
@@ -241,28 +262,30 @@ def averaging(
 
     def report(task: Task, local: Local, key: Key) -> Report:
         counts = {"num_examples": local.num_examples, "num_batches": local.num_batches}
-        weight = weigh(task.rows, local.num_batches, {**model.finish(local.sums), **counts})
+        rows = weight_rows(model, task.rows, local.num_examples)
+        weight = weigh(rows, local.num_batches, {**model.finish(local.sums), **counts})
         before = variant.shared(task.message.model)
         after = variant.shared(before._replace(trainable=local.trainable, statistics=local.statistics))
         update = Contribution(tree.sub(before.trainable, after.trainable), weight)
         parts, memory = variant.report(task, local, update)
         if has_statistics:
             parts["statistics"] = Contribution(after.statistics, weight)
-        return Report(parts, {**local.sums, **counts}, memory)
+        return Report(parts, {**local.sums, **counts, **variant.measures(local)}, memory)
 
     # the server: w ← ServerOpt(w, mean of w − w_k); a mean of nobody is not finite and is not applied
 
     def finalize(state: Server, results: Mapping[str, Tree], measured: Measured, key: Key) -> tuple[Server, Metrics]:
         before = state.model
         update, own = variant.server(state.own, results, measured, state.own_hparams)
-        update = combine(update, tree.zeros_like(before.trainable))  # what stays with clients does not move here
+        update = combine(update, tree.zeros_like(before.trainable))
         trainable, optimizer = server.update(update, state.optimizer, before.trainable)
-        statistics = combine(results.get("statistics", before.statistics), before.statistics)
-        after = before._replace(trainable=trainable, statistics=statistics)
+        statistics = results.get("statistics", before.statistics)
+        moved = variant.shared(before._replace(trainable=trainable, statistics=statistics))
+        after = combine(moved, before)  # what stays with the clients does not move here, not even by weight decay
         applied = tree.all_finite((results, after)) & (measured.sums["num_batches"] > 0)
         rate = client.rate(before.trainable, state.client_hparams, state.round)
         metrics: Metrics = {
-            "client_work": {"train": summary(model, measured), **rate},
+            "client_work": {"train": summary(model, measured), **variant.metrics(measured), **rate},
             "finalizer": {"update_non_finite": (~applied).astype(jnp.int32)},
         }
         after, optimizer = tree.where(applied, (after, optimizer), (before, state.optimizer))
@@ -270,9 +293,14 @@ def averaging(
         own = tree.where(tree.all_finite(own), own, state.own)
         return Server(after, optimizer, state.client_hparams, state.round + 1, own, state.own_hparams), metrics
 
+    unseen: Metrics = {"unseen": OWN}
+
+    def read(state: Server) -> Metrics:
+        return readable(state.client_hparams, client_optimizer)
+
     def hparams(state: Server) -> Metrics:
         return {
-            "client_work": {**readable(state.client_hparams, client_optimizer), **state.own_hparams},
+            "client_work": {**(unseen if own_loop else read(state)), **state.own_hparams},
             "finalizer": readable(server.read(state.optimizer), server_optimizer),
         }
 
@@ -292,11 +320,18 @@ def averaging(
     def with_population(state: Server, number: int) -> Server:
         return state._replace(own=variant.population(state.own, number)) if variant.population else state
 
+    def personal(state: Server, memory: Tree | None) -> Parts:
+        return state.model if variant.personal is None or memory is None else variant.personal(state.model, memory)
+
+    examples = own_loop.batching if own_loop else examples
     chosen = examples if batching is None and examples is not None else batching_for(model, batching)
-    work = Work(begin, train, report, chosen, variant.memory)
+    work: Work | HostWork = Work(begin, train, report, chosen, variant.memory)
+    if own_loop:
+        run = OwnLoop(own_loop.trainer, variant.start, variant.pull, chosen, Local)
+        work = HostWork(run, begin, report, chosen, variant.memory)
     aggregate = {"update": check_aggregator(aggregator), **variant.stages}
     if has_statistics:
-        aggregate["statistics"] = mean()
+        aggregate["statistics"] = total() if own_loop and own_loop.statistics_are == "sums" else mean()
     return Process(
         Round(variant.name, init, (*variant.before, Phase(broadcast, work, aggregate, finalize))),
         model=model,
@@ -306,4 +341,5 @@ def averaging(
         hparams=hparams,
         with_hparams=with_hparams,
         with_population=with_population if variant.population is not None else None,
+        personal=personal,
     )

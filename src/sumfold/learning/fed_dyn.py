@@ -43,7 +43,7 @@ class Drift(NamedTuple):
 @user_facing
 def fed_dyn(
     model: Model,
-    client_optimizer: Any,
+    client_optimizer: Any = None,
     server_optimizer: Any = optax.sgd(1.0),  # noqa: B008 - an immutable pair of functions
     *,
     alpha: Any,

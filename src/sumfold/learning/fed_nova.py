@@ -33,7 +33,7 @@ __all__ = ["fed_nova"]
 @user_facing
 def fed_nova(
     model: Model,
-    client_optimizer: Any,
+    client_optimizer: Any = None,
     server_optimizer: Any = optax.sgd(1.0),  # noqa: B008 - an immutable pair of functions
     *,
     weighting: Weighting | Any = "examples",

@@ -31,7 +31,7 @@ __all__ = ["fed_prox"]
 @user_facing
 def fed_prox(
     model: Model,
-    client_optimizer: Any,
+    client_optimizer: Any = None,
     server_optimizer: Any = optax.sgd(1.0),  # noqa: B008 - an immutable pair of functions
     *,
     mu: Any,
@@ -68,7 +68,7 @@ def fed_prox(
         return tree.add(gradient, tree.scale(message.own_hparams["mu"], away)), ()
 
     return averaging(
-        Variant("fed_prox", hparams={"mu": float(mu)}, check=check, gradient=held_near),
+        Variant("fed_prox", hparams={"mu": float(mu)}, check=check, gradient=held_near, pull="mu"),
         model,
         client_optimizer,
         server_optimizer,

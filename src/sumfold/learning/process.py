@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from sumfold import keys, tree
@@ -24,7 +25,15 @@ from sumfold.core.round import Batch, Metrics, Round
 from sumfold.data import Federation
 from sumfold.data.clients import as_federation
 from sumfold.errors import CompositionError, user_facing
-from sumfold.learning.checks import Labels, check_batches, check_labels, check_population, check_seed, labels_of
+from sumfold.learning.checks import (
+    Labels,
+    check_batches,
+    check_labels,
+    check_population,
+    check_rate,
+    check_seed,
+    labels_of,
+)
 from sumfold.learning.explain import explain
 from sumfold.models.model import Model, Parts
 from sumfold.simulation import Simulation
@@ -65,6 +74,10 @@ class Process:
         hparams, with_hparams: read and replace its hyperparameters.
         with_population: tell the algorithm's state how many clients there are, unless it knows; None where it does
             not matter.
+        personal: (the algorithm's state, what a client remembers of the last exchange or None) -> the `Parts` that
+            this client itself uses; None where everybody uses the server's.
+        labelled: whether clients' examples are ``(x, y)`` for that model; False takes points alone too.
+        by_client: (metrics, the cohort's ids) -> the metrics, where they hold one value for each place of the cohort.
         runtime: where it runs.
 
     Example:
@@ -82,6 +95,9 @@ class Process:
     hparams: Callable[[Tree], Metrics] = _closed
     with_hparams: Callable[[Tree, Metrics], Tree] = lambda state, values: state
     with_population: Callable[[Tree, int], Tree] | None = None
+    personal: Callable[[Tree, Tree | None], Parts] | None = None
+    labelled: bool = True
+    by_client: Callable[[Metrics, list[Any]], Metrics] | None = None
     runtime: Runtime = field(default_factory=Simulation)
 
     def __repr__(self) -> str:
@@ -136,13 +152,19 @@ class Process:
         Raises:
             StateError: for a state of another algorithm or model.
             DataError, TypeMismatchError: for data that the model cannot take, or an invalid weight.
+            CompositionError: after a round whose client learning rate can be read, and is not finite.
         """
         state = recognise(self.round, self._template, state)
-        federation, positions = as_federation(client_data, clients, self._kept)
+        whole, among = as_federation(client_data, clients, self._kept)
+        federation, positions = whole.cohort(among)
         self._check(federation, state)
-        state = self._populated(state, len(federation))
+        state = self._populated(state, len(whole))
         check_labels(self._checked[federation][1], federation, positions)
-        after, metrics = step(self._run, state, Cohort(federation, positions))
+        drawn_from = None if whole is federation else (whole, among)
+        after, metrics = step(self._run, state, Cohort(federation, positions, drawn_from))
+        check_rate(metrics, int(state.round))
+        if self.by_client is not None:
+            metrics = self.by_client(metrics, [federation.ids[position] for position in positions.tolist()])
         return Output(after, metrics)
 
     @user_facing
@@ -169,6 +191,33 @@ class Process:
         state = recognise(self.round, self._template, state)
         model, parts, _ = self._lens()
         return model.join(parts(state.algorithm))
+
+    @user_facing
+    def get_client_weights(self, state: Any, client: Any) -> Any:
+        """The weights that one client itself uses, in the form of `get_model_weights`.
+
+        Those of personalised algorithms: the server's weights with the client's own leaves among them
+        (`sumfold.learning.local_layers`, `fed_bn`), or its own model (`ditto`). A client that was never seen uses the
+        server's weights, and so does every client of other algorithms. Where clients are other machines, what they
+        remember is not here.
+
+        Args:
+            state: as for `next`.
+            client: the client's id.
+        """
+        state = recognise(self.round, self._template, state)
+        model, parts, _ = self._lens()
+        if self.personal is None:
+            return model.join(parts(state.algorithm))
+        held, memory = state.clients.get(client), None
+        if held is not None:
+            phase = self.round.phases[-1]
+            blank = jax.eval_shape(
+                lambda a, seed: phase.work.memory(phase.broadcast(a, keys.typed(seed))), state.algorithm, state.seed
+            )
+            # A memory out of a file has other containers; its leaves are in the same order, the work's first.
+            memory = tree.unflatten(tree.structure(blank), jax.tree.leaves(held[-1])[: len(jax.tree.leaves(blank))])
+        return model.join(self.personal(state.algorithm, memory))
 
     @user_facing
     def set_model_weights(self, state: Any, weights: Any) -> State:
@@ -274,7 +323,8 @@ class Process:
         """Refuse data that this process cannot take; the shapes of one batch, or None when there are no rows."""
         if federation not in self._checked:
             batch, labels = check_batches(federation, self.round, self.model, self.batching), None
-            if batch is not None and self.model is not None and self.parts is not None:
+            labelled = self.labelled and federation.in_memory
+            if batch is not None and labelled and self.model is not None and self.parts is not None:
                 labels = labels_of(federation, self.model, self.parts(state.algorithm), batch)
             if batch is not None:
                 self._seen[:] = [batch]

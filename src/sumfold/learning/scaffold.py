@@ -43,7 +43,7 @@ class Control(NamedTuple):
 @user_facing
 def scaffold(
     model: Model,
-    client_optimizer: Any,
+    client_optimizer: Any = None,
     server_optimizer: Any = optax.sgd(1.0),  # noqa: B008 - an immutable pair of functions
     *,
     weighting: Weighting | Any = "examples",

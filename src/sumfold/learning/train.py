@@ -9,14 +9,14 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Sized
 from types import FrameType
 from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
 
-from sumfold import keys, tree
+from sumfold import tree
 from sumfold.core.driver import State, recognise
 from sumfold.core.round import Batch
 from sumfold.data import Federation
@@ -35,11 +35,13 @@ from sumfold.learning.callbacks import Callback, EarlyStopping, Event
 from sumfold.learning.history import History, entries, headline, measured, plain, scalars
 from sumfold.learning.process import Process
 from sumfold.learning.progress import shown
+from sumfold.learning.sampling import Policy, cohort, described, uniform
+from sumfold.models.host import HostModel
 from sumfold.models.model import Model, describe, unpack
 
-__all__ = ["train"]
+__all__ = ["check_counts", "train"]
 
-Ids: TypeAlias = Sequence[Any] | None
+Ids: TypeAlias = Collection[Any] | None
 """A cohort; None is everybody."""
 
 _log = logging.getLogger("sumfold")
@@ -55,7 +57,7 @@ def train(
     seed: int = 0,
     evaluate: Any = None,
     evaluate_every: int = 1,
-    cohorts: Iterable[Any] | None = None,
+    cohorts: Policy | Iterable[Any] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 1,
     callbacks: Iterable[Callback] = (),
@@ -76,7 +78,8 @@ def train(
         evaluate: a `Federation` (pooled), ``(x, y)`` or ``(x, y, example_weight)``, or
             ``fn(weights) -> dict``. Data is checked before the first round.
         evaluate_every: rounds from one evaluation to the next; the last round is always followed by one.
-        cohorts: instead of `clients_per_round`, an iterable of id lists, one a round, from round 0.
+        cohorts: instead of `clients_per_round`, a policy of `sumfold.sampling` or another ``fn(draw) -> ids``; or an
+            iterable of id lists, one a round, from round 0.
         checkpoint: a folder of this run's own; made if needed. A run that differs is refused, in the first state too.
         checkpoint_every: rounds from one saved state to the next; the last one is always saved.
         callbacks: functions ``fn(event) -> None | "stop"``, see `sumfold.learning.callbacks`.
@@ -106,16 +109,16 @@ def train(
         >>> round(float(process.get_model_weights(history.state)), 2)
         1.98
     """
-    _check_numbers(rounds=(rounds, 0), evaluate_every=(evaluate_every, 1), checkpoint_every=(checkpoint_every, 1))
+    check_counts(rounds=(rounds, 0), evaluate_every=(evaluate_every, 1), checkpoint_every=(checkpoint_every, 1))
     listeners = _listeners(callbacks, evaluate)
     federation, _ = as_federation(train, None, {})
     _check_cohorts(federation, clients_per_round, cohorts, rounds)
     measure = _evaluation(process, evaluate)
     begin = process.initialize(seed) if state is None else recognise(process.round, process._template, state)
-    drawn = "given by cohorts" if cohorts is not None else str(clients_per_round or "everybody")
+    chosen = cohorts if clients_per_round is None else uniform(clients_per_round)
 
     with contextlib.ExitStack() as stack:
-        history, keep, damaged = stack.enter_context(_disk(checkpoint, process, federation, begin, rounds, drawn))
+        history, keep, damaged = stack.enter_context(_disk(checkpoint, process, federation, begin, rounds, chosen))
         before = int(history.state.round)
         last = before if history.stopped else max(rounds, before)
         display = stack.enter_context(shown(last, before, progress))
@@ -125,7 +128,7 @@ def train(
             display.say(f"{checkpoint} has {'all' if before == last else 'the first'} {before} rounds")
         interrupted = stack.enter_context(_interruptible(display.say))
         try:
-            for ids in _cohorts(federation, clients_per_round, cohorts, begin, before, last):
+            for ids in _cohorts(federation, chosen, begin, before, last):
                 trained = _trained(process, federation, ids, history)
                 done = int(trained.state.round)
                 due = done % evaluate_every == 0 or done == last
@@ -214,14 +217,14 @@ def _check_cohorts(federation: Federation, clients_per_round: Any, cohorts: Any,
                 f"a whole number from 1 to {len(federation)}",
                 "ask for fewer, or leave it out for everybody",
             )
-    if cohorts is None:
+    if cohorts is None or _is_policy(cohorts):
         return
     if isinstance(cohorts, (str, bytes)) or not isinstance(cohorts, Iterable):
         raise DataError(
             "SF-TRAIN-005",
             f"cohorts as a {type(cohorts).__name__}",
-            "an iterable of id lists, one a round",
-            "pass for example [['a', 'b'], ['c']]",
+            "an iterable of id lists, one a round, or a policy fn(draw) -> ids",
+            "pass for example [['a', 'b'], ['c']], or sf.sampling.poisson(0.1)",
         )
     if isinstance(cohorts, Sized) and len(cohorts) < rounds:
         raise _no_cohort(len(cohorts), rounds)
@@ -236,28 +239,23 @@ def _no_cohort(number: int, rounds: int) -> DataError:
     )
 
 
-def _cohorts(
-    federation: Federation,
-    clients_per_round: int | None,
-    cohorts: Iterable[Any] | None,
-    begin: State,
-    before: int,
-    last: int,
-) -> Iterator[Ids]:
-    """The cohorts of rounds `before` to `last`; a draw depends on the seed and the round's number alone."""
-    given = None if cohorts is None else itertools.islice(cohorts, before, None)
+def _is_policy(cohorts: Any) -> bool:
+    return callable(cohorts) and not isinstance(cohorts, Iterable)
+
+
+def _cohorts(federation: Federation, chosen: Any, begin: State, before: int, last: int) -> Iterator[Ids]:
+    """The cohorts of rounds `before` to `last` by a policy, an iterable or None (everybody)."""
+    given: Iterator[Any] = iter(()) if chosen is None or _is_policy(chosen) else itertools.islice(chosen, before, None)
     for number in range(before, last):
-        if given is not None:
+        if chosen is None:
+            yield None
+        elif _is_policy(chosen):
+            yield cohort(chosen, federation, begin.seed, number)
+        else:
             ids = next(given, None)
             if ids is None:
                 raise _no_cohort(number, last)
             yield ids if hasattr(ids, "__len__") else list(ids)
-        elif clients_per_round is None:
-            yield None
-        else:
-            generator = keys.generator(begin.seed, purpose="cohort", round=number)
-            drawn = generator.choice(len(federation), int(clients_per_round), replace=False, shuffle=False)
-            yield [federation.ids[position] for position in np.sort(drawn).tolist()]
 
 
 def _evaluation(process: Process, evaluate: Any) -> Callable[[State], Any] | None:
@@ -278,7 +276,7 @@ def _evaluation(process: Process, evaluate: Any) -> Callable[[State], Any] | Non
     unpack(pooled)
     part = read_part(pooled, "evaluate: ")
     examples = unpack(unflatten(part.structure, part.leaves))
-    if part.rows:
+    if part.rows and not isinstance(model, HostModel):  # whose work cannot be traced
         _check_evaluation(model, examples, part.rows)
     return lambda state: model.evaluate(process.get_model_weights(state), *examples)
 
@@ -314,7 +312,7 @@ def _disk(
     federation: Federation,
     begin: State,
     rounds: int,
-    drawn: str,
+    chosen: Any,
 ) -> Iterator[tuple[History, Callable[[History], None], list[str]]]:
     """The history so far, a function that saves what is not saved yet, and what was damaged."""
     history, damaged = History(begin, [], []), list[str]()
@@ -322,8 +320,9 @@ def _disk(
         yield history, lambda _: None, damaged
         return
     with checkpoints.folder(checkpoint) as here:
-        identity = checkpoints.identity(process, federation, begin, drawn)
-        saved = checkpoints.resume(here, identity, damaged.append)
+        drawn = described(chosen) if _is_policy(chosen) else "everybody" if chosen is None else "given by cohorts"
+        mine = checkpoints.identity(process, federation, begin, drawn)
+        saved = checkpoints.resume(here, mine, damaged.append)
         if saved is not None:
             history = _restored(process, saved, rounds)
         log, stopped = saved.log if saved else checkpoints.Log(), history.stopped
@@ -332,7 +331,7 @@ def _disk(
             nonlocal log, stopped
             if len(history.metrics) > log.lines or history.stopped != stopped:
                 new, stopped_before = entries(history, log.lines), rounds if history.stopped == "callback" else 0
-                log = checkpoints.save(here, log, history.state, new, identity, stopped_before)
+                log = checkpoints.save(here, log, history.state, new, mine, stopped_before)
                 stopped = history.stopped
 
         yield history, keep, damaged
@@ -413,7 +412,12 @@ def _interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _check_numbers(**numbers: tuple[Any, int]) -> None:
+def check_counts(**numbers: tuple[Any, int]) -> None:
+    """Refuse what is no whole number of at least its least: ``check_counts(rounds=(rounds, 0))``.
+
+    Raises:
+        CompositionError: naming the first such.
+    """
     for name, (value, least) in numbers.items():
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
             raise CompositionError(

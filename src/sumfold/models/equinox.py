@@ -95,7 +95,22 @@ def from_equinox(build: Any, loss: Callable[[Any, Any], Any], metrics: Mapping[s
         apply=apply,
         loss=checked_loss(loss, "optax.softmax_cross_entropy_with_integer_labels"),
         metrics=as_metrics(metrics),
+        layers=lambda: layers(reference),
     )
+
+
+def layers(module: Any) -> dict[str, type]:
+    """The class of the submodule that each leaf belongs to."""
+    found = {}
+    for path, _ in jax.tree_util.tree_flatten_with_path(module)[0]:
+        node = module
+        for key in path:
+            if hasattr(key, "name"):
+                owner, node = node, getattr(node, key.name)
+                found[tree.name(path)] = type(owner)
+            else:
+                node = node[key.idx if hasattr(key, "idx") else key.key]
+    return found
 
 
 def named(module: Tree) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from sumfold.models.adapter import checked_loss, copied, mode, unfit
 from sumfold.models.functions import matching
 from sumfold.models.metrics import as_metrics
 from sumfold.models.model import Applied, Model, Parts, combine, is_inexact, partition
-from sumfold.tree import Tree
+from sumfold.tree import Spec, Tree
 
 __all__: list[str] = []
 
@@ -64,7 +64,24 @@ def from_linen(module: Any, example: Tree, loss: Callable[[Any, Any], Any], metr
         loss=checked_loss(loss, "optax.softmax_cross_entropy_with_integer_labels"),
         metrics=as_metrics(metrics),
         coupled="batch normalisation (the collection 'batch_stats')" if "batch_stats" in collections else None,
+        layers=lambda: layers(init, tree.specs(template)),
     )
+
+
+def layers(init: Callable[[Key], Tree], weights: Iterable[Spec]) -> dict[str, type]:
+    """The class of the submodule that each weight belongs to, by a trace of `init`."""
+    import flax.linen as nn
+
+    found: dict[str, type] = {}
+
+    def note(method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        found["/".join(context.module.path)] = type(context.module)
+        return method(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(foreign(init), jax.random.key(0))
+    owners = {spec.path: "/".join(spec.path.split("/")[1:-1]) for spec in weights}
+    return {path: found[owner] for path, owner in owners.items() if owner in found}
 
 
 def streams(key: Key) -> dict[str, Key]:

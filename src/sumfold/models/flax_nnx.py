@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from sumfold.models.adapter import checked_loss, copied, mode, takes, unfit
 from sumfold.models.functions import matching
 from sumfold.models.metrics import as_metrics
 from sumfold.models.model import Applied, Model, Parts, combine, is_inexact
-from sumfold.tree import Tree
+from sumfold.tree import Spec, Tree
 
 __all__: list[str] = []
 
@@ -88,7 +88,19 @@ def from_nnx(module: Any, example: Tree, loss: Callable[[Any, Any], Any], metric
         loss=checked_loss(loss, "optax.softmax_cross_entropy_with_integer_labels"),
         metrics=as_metrics(metrics),
         coupled="batch normalisation (nnx.BatchStat)" if averaged else None,
+        layers=lambda: layers(reference, tree.specs(template)),
     )
+
+
+def layers(module: Any, weights: Iterable[Spec]) -> dict[str, type]:
+    """The class of the submodule that each weight belongs to."""
+    from flax import nnx
+
+    found = {
+        "/".join(map(str, path)): type(node) for path, node in nnx.iter_graph(module) if isinstance(node, nnx.Module)
+    }
+    owners = {spec.path: spec.path.rpartition("/")[0] for spec in weights}
+    return {path: found[owner] for path, owner in owners.items() if owner in found}
 
 
 def of_kind(state: Any, kind: type) -> Any:

@@ -156,6 +156,12 @@ def from_keras(keras_model: Any, loss: Any = None, metrics: Any = None) -> Model
         loss=as_loss(keras, loss, reference),
         metrics=as_keras_metrics(keras, metrics, reference),
         coupled=coupling(keras, reference),
+        names=named(trainable, non_trainable, divide(template, averaged), reference),
+        layers=lambda: {
+            name_of(variable, reference): type(layer)
+            for layer in layers_of(reference)
+            for variable in (*layer._trainable_variables, *layer._non_trainable_variables)
+        },
     )
 
 
@@ -270,6 +276,21 @@ def divide(weights: KerasWeights, averaged: list[bool]) -> Parts:
         weights.trainable,
         [a if own else None for a, own in zip(values, belongs, strict=True)],
         [None if own else a for a, own in zip(values, belongs, strict=True)],
+    )
+
+
+def name_of(variable: Any, model: Any) -> str:
+    """A variable's path below the model: ``dense_1/kernel``."""
+    return str(variable.path).removeprefix(f"{model.name}/")
+
+
+def named(trainable: list[Any], non_trainable: list[Any], template: Parts, model: Any) -> Parts:
+    """The names of a model's weights, where the template has them."""
+    others = [name_of(variable, model) for variable in non_trainable]
+    return Parts(
+        [name_of(variable, model) for variable in trainable],
+        [None if leaf is None else name for leaf, name in zip(template.statistics, others, strict=True)],
+        [None if leaf is None else name for leaf, name in zip(template.constants, others, strict=True)],
     )
 
 

@@ -135,6 +135,9 @@ class Model:
         loss: (outputs, y) -> loss of each example, [B].
         metrics: name -> `Metric`.
         coupled: why examples of one batch see each other in training, or None: padding would change results.
+        names: `Parts` of the weights' names in the template's structure, where the framework gives them; None where
+            their paths in the weights are their names.
+        layers: () -> the class of the layer that a weight belongs to, by the weight's name, where it is known.
 
     Example:
         >>> from sumfold.models import from_functions
@@ -156,6 +159,8 @@ class Model:
     loss: Callable[[Tree, Tree], Any]
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     coupled: str | None = None
+    names: Parts | None = None
+    layers: Callable[[], Mapping[str, type]] = dict
 
     def __repr__(self) -> str:
         return f"Model({self.name})"

@@ -7,7 +7,7 @@ bytes and decoded again; each client runs programs that were serialised and load
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,9 +20,10 @@ from sumfold import keys, tree
 from sumfold.client.runner import Answer, Runner
 from sumfold.core.client import Briefing, Keeping, Start, Upload, client_half
 from sumfold.core.cohort import Cohort, batch_shapes, widths
-from sumfold.core.driver import Outcome, State, Totals, check_groups, nothing, play
+from sumfold.core.driver import Notes, Outcome, State, Totals, check_groups, compiled_server, nothing, play
 from sumfold.core.group import KINDS, add
-from sumfold.core.round import Batch, Phase, Round
+from sumfold.core.host import Failure, all_failed, attempt, carry_shapes, conformed, held, report_failure, shaped
+from sumfold.core.round import Batch, HostWork, Phase, Round, Work
 from sumfold.errors import WireError
 from sumfold.tree import Spec, Tree
 from sumfold.wire import codec
@@ -57,24 +58,32 @@ class _Bound:
 
     def __init__(self, round: Round) -> None:
         self.round = round
-        self.server = round._replace(phases=tuple(_compiled(phase) for phase in round.phases))
+        self.server = compiled_server(round)
         self.runners: dict[tuple[Any, ...], Runner] = {}
+        self.rehearsed: dict[int, Phase] = {}
         self.accumulate = jax.jit(self._accumulate, static_argnums=0)
 
     def __call__(self, state: State, cohort: Cohort) -> Outcome:
         places = len(cohort.positions)
         shapes: list[_Shapes] = []
         memories: list[dict[int, Tree]] = []
+        failed: dict[Any, str] = {}
 
         def sigma(i: int, briefing: Briefing, carried: dict[int, list[Any]]) -> tuple[Totals, dict[int, list[Any]]]:
-            phase, kept_before = self.round.phases[i], shapes[-1].kept if shapes else ()
+            kept_before = shapes[-1].kept if shapes else ()
+            phase = self._rehearsed(i, briefing, kept_before, state, cohort, list(carried))
             shapes.append(_Shapes.of(phase, briefing, kept_before, widths(cohort.data, phase.work.batching)))
             now = shapes[-1]
-            totals = nothing(self.round, i, briefing, now.kept_before, places)
+            totals = nothing(phase, briefing, now.kept_before, places)
             kept: dict[int, list[Any]] = {}
             memories.append({})
+            failures: dict[int, Failure] = {}
             for place, kept_before in carried.items():
-                answer, runner, asked = self._ask(i, now, briefing, state, cohort, place, kept_before)
+                answer, runner, asked = self._ask(i, phase, now, briefing, state, cohort, place, kept_before)
+                if isinstance(answer, Failure):
+                    failures[place] = answer
+                    report_failure(cohort.client(place), answer, first=len(failures) == 1)
+                    continue
                 head, leaves = codec.decode(answer.report, Report, functools.partial(_arrays_of, runner.manifest))
                 if (head.round, head.phase, head.client) != (asked.round, asked.phase, asked.client):
                     raise WireError(
@@ -92,6 +101,10 @@ class _Bound:
                     totals = totals._replace(invalid=np.minimum(totals.invalid, np.int32(place)))
                 else:
                     totals = totals._replace(num_non_finite_clients=totals.num_non_finite_clients + np.int32(1))
+            asked_for = [place for place in carried if cohort.data.counts[cohort.positions[place]]]
+            if failures and len(failures) == len(asked_for):
+                raise all_failed(cohort.client(asked_for[0]), failures[asked_for[0]], len(failures))
+            failed.update({cohort.client(place): failure.reason for place, failure in failures.items()})
             return totals, kept
 
         algorithm, stages, metrics, invalid, counted = play(
@@ -108,22 +121,48 @@ class _Bound:
             for place in counted
             if any(now.memory.num_leaves for now in shapes)
         }
-        return Outcome(algorithm, stages, state.clients.commit(remembered), metrics, invalid)
+        return Outcome(algorithm, stages, state.clients.commit(remembered), metrics, invalid, Notes(failed))
+
+    def _rehearsed(
+        self, i: int, briefing: Briefing, kept: Tree, state: State, cohort: Cohort, places: list[int]
+    ) -> Phase:
+        """The phase; where only the client's function knows its report's shapes, one client says them beforehand."""
+        phase = self.round.phases[i]
+        if isinstance(phase.work, Work) or phase.work.init is not None:
+            return phase
+        if i not in self.rehearsed:
+            shaped_like_message = _Shapes.of(phase, briefing, kept, widths(cohort.data, phase.work.batching))
+            for place in places:
+                own = _Own(phase, shaped_like_message, briefing, cohort, place)
+                memory = self._memory(i, state, cohort.client(place), briefing, kept)
+                if cohort.data.counts[cohort.positions[place]]:
+                    carry = own.result(jax.tree.leaves(briefing), memory, _host_key(i, state, cohort, place))
+                    if not isinstance(carry, Failure):
+                        arrays = conformed(phase.work, None, carry, phase, briefing.message)
+                        self.rehearsed[i] = shaped(phase, tree.shapes(arrays))
+                        break
+        return self.rehearsed.get(i, phase)
+
+    def _memory(self, i: int, state: State, client: Any, briefing: Briefing, kept: Tree) -> list[Any]:
+        if client in state.clients:
+            return jax.tree.leaves(state.clients[client][i])
+        return jax.tree.leaves(client_half(self.round.phases[i]).fresh(briefing, tree.zeros_like(kept)))
 
     def _ask(
         self,
         i: int,
+        phase: Phase,
         shapes: _Shapes,
         briefing: Briefing,
         state: State,
         cohort: Cohort,
         place: int,
         kept: list[Any],
-    ) -> tuple[Answer, Runner, Assignment]:
+    ) -> tuple[Answer | Failure, Runner, Assignment]:
         """Send one client its assignment and let it run, as a network would."""
         position = int(cohort.positions[place])
         data, client = cohort.data, cohort.client(place)
-        runner = self._runner(i, briefing, shapes.kept_before, batch_shapes(data, int(shapes.widths[position])))
+        runner = self._runner(i, phase, briefing, shapes.kept_before, batch_shapes(data, int(shapes.widths[position])))
         head = Assignment(runner.id, int(state.round), i, (int(state.seed[0]), int(state.seed[1])), keys.code(client))
         held = state.clients.get(client)
         answer = runner.run(
@@ -132,14 +171,17 @@ class _Bound:
             batch_sizes=None if data.batch_sizes is None else data.batch_sizes[position],
             memory=None if held is None else jax.tree.leaves(held[i]),
             kept=kept,
+            own=_Own(phase, shapes, briefing, cohort, place) if isinstance(phase.work, HostWork) else None,
         )
         return answer, runner, head
 
-    def _runner(self, i: int, briefing: Briefing, kept: Tree, batch: Batch | None) -> Runner:
+    def _runner(self, i: int, phase: Phase, briefing: Briefing, kept: Tree, batch: Batch | None) -> Runner:
         """The loaded plan for batches of this width and these element types; exported at first need."""
-        at = (i, tree.specs(batch))
+        batch = None if isinstance(phase.work, HostWork) else batch
+        at = (i, tree.specs(batch), id(phase))
         if at not in self.runners:
-            self.runners[at] = Runner(export_plan(self.round, i, briefing, kept, batch))
+            phases = (*self.round.phases[:i], phase, *self.round.phases[i + 1 :])
+            self.runners[at] = Runner(export_plan(self.round._replace(phases=phases), i, briefing, kept, batch))
         return self.runners[at]
 
     def _accumulate(self, i: int, totals: Totals, parts: dict[str, Tree], metrics: Tree, place: Any) -> Totals:
@@ -151,6 +193,38 @@ class _Bound:
             metrics=tree.add(totals.metrics, metrics),
             num_clients=totals.num_clients + jnp.int32(1),
         )
+
+
+@dataclass(frozen=True)
+class _Own:
+    """A client's own function between flat leaves, as the runner calls it: the client knows its own structures."""
+
+    phase: Phase
+    shapes: _Shapes
+    briefing: Briefing
+    cohort: Cohort
+    place: int
+
+    def __call__(self, briefing: Sequence[Any], memory: Sequence[Any], key: keys.HostKey) -> list[Any] | Failure:
+        carry = self.result(briefing, memory, key)
+        if isinstance(carry, Failure):
+            return carry
+        assert isinstance(self.phase.work, HostWork)
+        expected = carry_shapes(self.phase, self.briefing, self.shapes.kept_before)
+        return jax.tree.leaves(conformed(self.phase.work, expected, carry, self.phase, self.briefing.message))
+
+    def result(self, briefing: Sequence[Any], memory: Sequence[Any], key: keys.HostKey) -> Tree | Failure:
+        """What the function returns, or why it does not."""
+        assert isinstance(self.phase.work, HostWork)
+        message = tree.unflatten(tree.structure(self.briefing), list(briefing)).message
+        own = tree.unflatten(self.shapes.memory, list(memory)).work
+        data = held(self.cohort.data, int(self.cohort.positions[self.place]))
+        return attempt(self.phase.work.run, message, data, key, own)
+
+
+def _host_key(i: int, state: State, cohort: Cohort, place: int) -> keys.HostKey:
+    seed = (int(state.seed[0]) << 32) | int(state.seed[1])
+    return keys.HostKey(seed, int(state.round), i, keys.code(cohort.client(place)))
 
 
 class _Shapes(NamedTuple):
@@ -178,12 +252,3 @@ class _Shapes(NamedTuple):
 
 def _arrays_of(manifest: PlanManifest, report: Report) -> tuple[Spec, ...]:
     return manifest.upload if report.finite and report.weights_valid else ()
-
-
-def _compiled(phase: Phase) -> Phase:
-    """The server's functions of a phase, each compiled once."""
-    stages = {
-        part: stage._replace(share=jax.jit(stage.share), decode=jax.jit(stage.decode))
-        for part, stage in phase.aggregate.items()
-    }
-    return phase._replace(broadcast=jax.jit(phase.broadcast), aggregate=stages, finalize=jax.jit(phase.finalize))

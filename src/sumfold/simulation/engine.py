@@ -13,12 +13,14 @@ import numpy as np
 from sumfold import keys, tree
 from sumfold.core.client import Briefing, ClientHalf, Keeping, Memory, Start, client_half
 from sumfold.core.cohort import Cohort
-from sumfold.core.driver import Outcome, State, Totals, check_groups, nothing, play
+from sumfold.core.driver import Notes, Outcome, State, Totals, check_groups, compiled_server, nothing, play
 from sumfold.core.group import KINDS
-from sumfold.core.round import Round
+from sumfold.core.round import HostWork, Round
 from sumfold.core.store import ClientStore
+from sumfold.simulation.host import Host, Hosted
 from sumfold.simulation.placement import Placement, room
-from sumfold.simulation.stream import Clients, Table, stream
+from sumfold.simulation.stream import Clients, Table, stream, table_of
+from sumfold.simulation.workers import Workers
 from sumfold.tree import Tree
 
 __all__ = ["Simulation"]
@@ -29,12 +31,18 @@ class Simulation:
     """All clients on this machine, as fast as it can: the default runtime.
 
     Clients run one after the other in one compiled program; data is placed on the device once and each round sends
-    row numbers only. Offers every kind of sum.
+    row numbers only. Clients whose work is a Python function (PyTorch, scikit-learn) run in worker processes instead.
+    Offers every kind of sum.
+
+    Args:
+        host: where clients' Python functions run: `Workers` of this machine by default, or `Ray`.
 
     Example:
         >>> sorted(Simulation().groups)
         ['add', 'fold', 'max', 'min', 'modular', 'stack']
     """
+
+    host: Host | None = None
 
     @property
     def groups(self) -> frozenset[str]:
@@ -44,27 +52,33 @@ class Simulation:
     def bind(self, round: Round) -> Callable[[State, Cohort], Outcome]:
         """Prepare an algorithm; see `sumfold.core.driver.Runtime`."""
         check_groups(round, self)
-        return _Bound(round)
+        return _Bound(round, self.host or Workers())
 
 
 class _Bound:
     """One algorithm's compiled rounds."""
 
-    def __init__(self, round: Round) -> None:
-        self.round = round
+    def __init__(self, round: Round, host: Host) -> None:
+        self.round, self.host = round, host
         self.halves = [client_half(phase) for phase in round.phases]
+        self.hosted = {i: Hosted(i, phase) for i, phase in enumerate(round.phases) if isinstance(phase.work, HostWork)}
+        self.server = compiled_server(round) if self.hosted else round
         self.placement = Placement()
         self.compiled = jax.jit(self._play)
+        self.phase = jax.jit(self._phase, static_argnums=0)
         self._memory: tuple[Memory, ...] | None = None
 
     def __call__(self, state: State, cohort: Cohort) -> Outcome:
         number = int(state.round)
         plans = tuple(
-            self.placement.clients(cohort, phase.work.batching, state.seed, number) for phase in self.round.phases
+            () if i in self.hosted else self.placement.clients(cohort, phase.work.batching, state.seed, number)
+            for i, phase in enumerate(self.round.phases)
         )
-        examples = self.placement.examples(cohort.data)
+        examples = self.placement.examples(cohort.data) if len(self.hosted) < len(self.round.phases) else None
         ids = [cohort.client(p) for p in range(len(cohort.positions))] if self._remembers(state) else []
         memory, seen = self._recall(state, ids, room(len(cohort.positions)))
+        if self.hosted:
+            return self._by_phase(state, cohort, plans, examples, memory, seen, ids)
         algorithm, stages, metrics, invalid, remembered = self.compiled(
             state.algorithm, state.stages, state.seed, np.int32(number), plans, examples, memory, seen
         )
@@ -83,34 +97,80 @@ class _Bound:
         seen: Any,
     ) -> Any:
         """One round as one program: `core.driver.play` with a Σ that is a stream."""
-        run = keys.typed(seed)
         after: list[Memory] = []
-        places = len(seen)
 
         def sigma(i: int, briefing: Briefing, carried: Tree) -> tuple[Totals, Tree]:
-            kept_before, present = carried
-            phase, half = self.round.phases[i], self.halves[i]
-            kept_one = jax.tree.map(lambda a: tree.shape(a.shape[1:], a.dtype), kept_before)
-            kept_after = jax.eval_shape(lambda b, k: _keeping(half, b, k).kept, briefing, kept_one)
-            table = Table(
-                memories[i],
-                seen,
-                jax.tree.map(lambda a: jnp.zeros((places, *a.shape), a.dtype), kept_after),
-                present,
-            )
-            totals = nothing(self.round, i, briefing, kept_one, places)
-            for clients in plans[i]:
-                totals, table = stream(
-                    i, phase, half, briefing, clients, examples, table, kept_before, totals, run, number
+            kept, present = carried
+            totals, table = self._phase(i, briefing, kept, present, plans[i], examples, memories[i], seen, seed, number)
+            after.append(table.memory)
+            return totals, (table.kept, table.present)
+
+        carried = ((), jnp.ones(len(seen), bool))
+        algorithm, stages, metrics, invalid, (_, counted) = play(
+            self.round, algorithm, stages, keys.typed(seed), number, sigma, carried
+        )
+        return algorithm, stages, metrics, invalid, (tuple(after), counted)
+
+    def _by_phase(
+        self,
+        state: State,
+        cohort: Cohort,
+        plans: tuple[tuple[Clients, ...], ...],
+        examples: Tree,
+        memories: tuple[Memory, ...],
+        seen: Any,
+        ids: list[Any],
+    ) -> Outcome:
+        """One round of which some phases are Python functions: the server's programs and the other phases' in turn."""
+        after: list[Memory] = []
+        failed: dict[Any, str] = {}
+        retried: dict[Any, str] = {}
+        number = np.int32(state.round)
+
+        def sigma(i: int, briefing: Briefing, carried: Tree) -> tuple[Totals, Tree]:
+            kept, present = carried
+            if i in self.hosted:
+                totals, table, notes = self.hosted[i](
+                    self.host.open(), state, cohort, briefing, kept, memories[i], seen, present
+                )
+                failed.update(notes.failed)
+                retried.update(notes.retried)
+            else:
+                totals, table = self.phase(
+                    i, briefing, kept, present, plans[i], examples, memories[i], seen, state.seed, number
                 )
             after.append(table.memory)
             return totals, (table.kept, table.present)
 
-        carried = ((), jnp.ones(places, bool))
+        carried = ((), np.ones(len(seen), bool))
+        run = keys.typed(state.seed)
         algorithm, stages, metrics, invalid, (_, counted) = play(
-            self.round, algorithm, stages, run, number, sigma, carried
+            self.server, state.algorithm, state.stages, run, number, sigma, carried
         )
-        return algorithm, stages, metrics, invalid, (tuple(after), counted)
+        clients = _commit(state.clients, ids, (tuple(after), counted))
+        return Outcome(algorithm, stages, clients, metrics, invalid, Notes(failed, retried))
+
+    def _phase(
+        self,
+        i: int,
+        briefing: Briefing,
+        kept_before: Tree,
+        present: Any,
+        plans: tuple[Clients, ...],
+        examples: Tree,
+        memory: Memory,
+        seen: Any,
+        seed: Any,
+        number: Any,
+    ) -> tuple[Totals, Table]:
+        """Σ of one phase as a stream."""
+        phase, half, run = self.round.phases[i], self.halves[i], keys.typed(seed)
+        table = table_of(half, briefing, kept_before, memory, seen, present)
+        kept_one = jax.tree.map(lambda a: tree.shape(a.shape[1:], a.dtype), kept_before)
+        totals = nothing(phase, briefing, kept_one, len(seen))
+        for clients in plans:
+            totals, table = stream(i, phase, half, briefing, clients, examples, table, kept_before, totals, run, number)
+        return totals, table
 
     def _remembers(self, state: State) -> bool:
         return bool(jax.tree.leaves(self._templates(state)))

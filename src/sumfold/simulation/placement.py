@@ -52,7 +52,6 @@ class _Layout(NamedTuple):
     """What never changes about a federation under one batching, and the room that its cohorts got so far."""
 
     owner: weakref.ref[Any]
-    codes: NDArray[np.uint32]
     widths: NDArray[np.int64]
     chosen: tuple[int, ...]
     steps: NDArray[np.int64]
@@ -65,6 +64,7 @@ class Placement:
     def __init__(self) -> None:
         self._placed: dict[tuple[int, ...], _Placed] = {}
         self._layouts: dict[tuple[int, Batching], _Layout] = {}
+        self._codes: dict[int, tuple[weakref.ref[Any], NDArray[np.uint32]]] = {}
 
     def examples(self, data: ClientData) -> Tree:
         """The flat examples on the device, in JAX's dtypes; small ones with spare rows, so that shapes repeat."""
@@ -89,19 +89,28 @@ class Placement:
 
     def clients(self, cohort: Cohort, batching: Batching, seed: NDArray[np.uint32], round: int) -> tuple[Clients, ...]:
         """The cohort's plan, one entry for each batch width that the federation has."""
-        data, positions = cohort
-        layout = self._layout(data, batching)
+        data, positions, drawn_from = cohort
+        whole, among = drawn_from or (data, positions)
+        layout, codes = self._layout(whole, batching), self._coded(data)
         plans = []
         for width in layout.chosen:
-            places = np.flatnonzero(layout.widths[positions] == width)
+            places = np.flatnonzero(layout.widths[among] == width)
             at = positions[places]
             if data.batch_sizes is None:
-                made = plan(np.asarray(data.counts)[at], layout.codes[at], batching, seed, round)
+                made = plan(np.asarray(data.counts)[at], codes[at], batching, seed, round)
             else:
                 made = plan_ready([data.batch_sizes[p] for p in at], width)
             steps = _reserve(layout, width, len(positions), len(made.rows))
-            plans.append(_pack(data, layout.codes, at, places, made, (steps, width), room(len(positions))))
+            plans.append(_pack(data, codes, at, places, made, (steps, width), room(len(positions))))
         return tuple(plans)
+
+    def _coded(self, data: ClientData) -> NDArray[np.uint32]:
+        known = self._codes.get(id(data))
+        if known and known[0]() is data:
+            return known[1]
+        self._codes = {k: v for k, v in self._codes.items() if v[0]() is not None}
+        self._codes[id(data)] = weakref.ref(data), keys.codes(data.ids)
+        return self._codes[id(data)][1]
 
     def _layout(self, data: ClientData, batching: Batching) -> _Layout:
         known = self._layouts.get((id(data), batching))
@@ -113,7 +122,7 @@ class Placement:
         else:
             steps = batching.steps(np.asarray(data.counts))
         chosen = tuple(np.unique(wide).tolist()) or (1,)
-        layout = _Layout(weakref.ref(data), keys.codes(data.ids), wide, chosen, steps, {})
+        layout = _Layout(weakref.ref(data), wide, chosen, steps, {})
         self._layouts = {k: v for k, v in self._layouts.items() if v.owner() is not None}
         self._layouts[id(data), batching] = layout
         return layout

@@ -8,7 +8,7 @@ that the host planned; a short batch repeats its first row and masks it.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +16,14 @@ from jax import lax
 from jaxtyping import Array, Bool, Int32
 
 from sumfold import keys, tree
-from sumfold.core.client import Briefing, ClientHalf, Keeping, Memory, Start, client_key
+from sumfold.core.client import Briefing, ClientHalf, Keeping, Memory, Start, Upload, client_key
 from sumfold.core.driver import Totals
 from sumfold.core.group import add
 from sumfold.core.round import Batch, Phase
 from sumfold.keys import Key
 from sumfold.tree import Leaf, Tree
 
-__all__ = ["Clients", "Table", "gather", "stream"]
+__all__ = ["Clients", "Table", "begun", "gather", "settle", "stream", "table_of"]
 
 
 class Clients(NamedTuple):
@@ -98,12 +98,11 @@ def stream(
     def client(k: Int32[Array, ""], carry: tuple[Totals, Table]) -> tuple[Totals, Table]:
         totals, table = carry
         place = clients.place[k]
-        fresh = half.fresh(briefing, _row(kept_before, place))
-        memory = tree.where(table.seen[place], _row(table.memory, place), fresh)
-        start = Start(briefing, memory, _row(kept_before, place), clients.rows[k])
+        start = begun(half, briefing, table, kept_before, place, clients.rows[k])
         key = client_key(run, i, number, clients.code[k])
 
         def step(t: Int32[Array, ""], state: Tree) -> Tree:
+            assert half.step is not None
             batch = gather(examples, clients.batches[clients.start[k] + t])
             return half.step(start, state, batch, keys.at_step(key, t))
 
@@ -111,31 +110,64 @@ def stream(
         if examples is not None:
             state = lax.fori_loop(jnp.int32(0), clients.steps[k], step, state)
         upload, keeping = half.finish(start, state, key)
-
-        present = table.present[place]
-        counted = present & upload.finite & upload.weights_valid
-        parts = {
-            part: lax.cond(
-                counted,
-                lambda total, value, group=stage.group or add: group.accumulate(total, value, place),
-                lambda total, value: total,
-                totals.parts[part],
-                upload.parts[part],
-            )
-            for part, stage in phase.aggregate.items()
-        }
-        invalid = present & upload.finite & ~upload.weights_valid
-        totals = Totals(
-            parts,
-            tree.where(counted, tree.add(totals.metrics, upload.metrics), totals.metrics),
-            totals.num_clients + counted.astype(jnp.int32),
-            totals.num_non_finite_clients + (present & ~upload.finite).astype(jnp.int32),
-            jnp.minimum(totals.invalid, jnp.where(invalid, place, totals.invalid)),
-        )
-        return totals, _keep(table, place, keeping, counted)
+        return settle(phase, place, upload, keeping, totals, table)
 
     totals, table = lax.fori_loop(jnp.int32(0), clients.number, client, (totals, table))
     return totals, table
+
+
+def table_of(half: ClientHalf, briefing: Briefing, kept_before: Tree, memory: Memory, seen: Any, present: Any) -> Table:
+    """The table with which a phase begins: nothing is kept yet."""
+
+    def keeping(briefing: Briefing, kept: Tree) -> Tree:
+        start = Start(briefing, half.fresh(briefing, kept), kept, jnp.int32(0))
+        key = keys.typed(jnp.zeros(2, jnp.uint32))
+        return half.finish(start, half.init(start, key), key)[1].kept
+
+    kept_one = jax.tree.map(lambda a: tree.shape(a.shape[1:], a.dtype), kept_before)
+    kept = jax.eval_shape(keeping, briefing, kept_one)
+    return Table(memory, seen, jax.tree.map(lambda a: jnp.zeros((len(seen), *a.shape), a.dtype), kept), present)
+
+
+def begun(
+    half: ClientHalf,
+    briefing: Briefing,
+    table: Table,
+    kept_before: Tree,
+    place: Int32[Array, ""],
+    rows: Int32[Array, ""],
+) -> Start:
+    """All that the client of one place starts from; a client never seen has a fresh memory."""
+    kept = _row(kept_before, place)
+    memory = tree.where(table.seen[place], _row(table.memory, place), half.fresh(briefing, kept))
+    return Start(briefing, memory, kept, rows)
+
+
+def settle(
+    phase: Phase, place: Int32[Array, ""], upload: Upload, keeping: Keeping, totals: Totals, table: Table
+) -> tuple[Totals, Table]:
+    """Fold one client's upload into the totals, and keep what it keeps, if it is counted."""
+    present = table.present[place]
+    counted = present & upload.finite & upload.weights_valid
+    parts = {
+        part: lax.cond(
+            counted,
+            lambda total, value, group=stage.group or add: group.accumulate(total, value, place),
+            lambda total, value: total,
+            totals.parts[part],
+            upload.parts[part],
+        )
+        for part, stage in phase.aggregate.items()
+    }
+    invalid = present & upload.finite & ~upload.weights_valid
+    totals = Totals(
+        parts,
+        tree.where(counted, tree.add(totals.metrics, upload.metrics), totals.metrics),
+        totals.num_clients + counted.astype(jnp.int32),
+        totals.num_non_finite_clients + (present & ~upload.finite).astype(jnp.int32),
+        jnp.minimum(totals.invalid, jnp.where(invalid, place, totals.invalid)),
+    )
+    return totals, _keep(table, place, keeping, counted)
 
 
 def _keep(table: Table, place: Int32[Array, ""], keeping: Keeping, counted: Bool[Array, ""]) -> Table:

@@ -58,6 +58,7 @@ OFFERED: dict[str, str] = {
     "tff.learning.from_keras_model": f"{_LEARNING}.keras_model:from_keras_model",
     "tff.learning.models.from_keras_model": f"{_LEARNING}.keras_model:from_keras_model",
     "tff.learning.algorithms.build_fed_eval": f"{_LEARNING}.averaging:build_fed_eval",
+    "tff.learning.algorithms.build_fed_kmeans": f"{_LEARNING}.clustering:build_fed_kmeans",
     "tff.learning.algorithms.build_fed_sgd": f"{_LEARNING}.relatives:build_fed_sgd",
     "tff.learning.algorithms.build_unweighted_fed_avg": f"{_LEARNING}.averaging:build_unweighted_fed_avg",
     "tff.learning.algorithms.build_unweighted_mime_lite": f"{_LEARNING}.relatives:build_unweighted_mime_lite",
@@ -79,8 +80,9 @@ OFFERED: dict[str, str] = {
 """TFF's name -> ``module:attribute``, or a module."""
 
 _TODAY = (
-    "it is not there yet; sf.learning has fed_avg, fed_sgd, fed_prox, scaffold, fed_nova, fed_dyn, mime, mime_lite and "
-    "fed_eval; to add an algorithm, begin as sumfold/learning/fed_avg.py does: a Round, made into an sf.Process"
+    "it is not there yet; sf.learning has fed_avg, fed_sgd, fed_prox, scaffold, fed_nova, fed_dyn, mime, mime_lite, "
+    "q_fed_avg, ifca, kmeans and fed_eval; to add an algorithm, begin as sumfold/learning/fed_avg.py does: a Round, "
+    "made into an sf.Process"
 )
 _AGGREGATORS = "pass a stage of sf.aggregators: sf.learning.fed_avg(…, aggregator=sf.aggregators.mean())"
 _LOOP = "use sf.train(process, data, rounds=…, evaluate=…, checkpoint=…), or a for loop over process.next"
@@ -167,7 +169,6 @@ REFUSED: dict[str, str] = {
     "tff.learning.reconstruction": _TODAY,
     "tff.learning.state_with_new_model_weights": "use process.set_model_weights(state, weights) of an sf.Process",
     "tff.learning.templates": "write the algorithm as an sf.Round of sf.Stage parts and wrap it in sf.Process",
-    "tff.learning.algorithms.build_fed_kmeans": _TODAY,
     "tff.learning.algorithms.build_fed_multi_model_eval": "use sf.learning.fed_eval, once for each model",
     "tff.learning.algorithms.build_fed_recon": _TODAY,
     "tff.learning.algorithms.build_fed_recon_eval": _TODAY,

@@ -52,6 +52,7 @@ class PlanManifest(msgspec.Struct, frozen=True, tag="plan"):
         groups: by part, the kind of sum it goes into.
         batching: size, epochs, shuffle, max_steps, drop_remainder.
         programs: name -> serialised StableHLO: ``fresh``, ``init``, ``step``, ``finish``.
+        host: whether the client runs a Python function of its own in place of ``step``.
     """
 
     algorithm: str
@@ -66,3 +67,4 @@ class PlanManifest(msgspec.Struct, frozen=True, tag="plan"):
     groups: dict[str, str]
     batching: tuple[int | None, int, bool, int | None, bool]
     programs: dict[str, bytes]
+    host: bool = False

@@ -47,6 +47,7 @@ def export_plan(
         The plan's bytes, a message without arrays; see `sumfold.wire.messages.PlanManifest`.
     """
     half = client_half(round.phases[phase])
+    batch = None if half.step is None else batch
     briefing, kept, batch = tree.shapes(briefing), tree.shapes(kept), tree.shapes(batch)
     key = tree.shape((2,), "uint32")
     number = tree.shape((), "int32")
@@ -79,6 +80,7 @@ def export_plan(
         groups={part: (stage.group or add).kind for part, stage in stages.items()},
         batching=(b.size, b.epochs, b.shuffle, b.max_steps, b.drop_remainder),
         programs=serialised,
+        host=half.step is None,
     )
     return codec.encode(manifest)
 
@@ -122,6 +124,7 @@ def _programs(half: ClientHalf, shapes: tuple[Start, Tree, Batch | None]) -> dic
 
     def step(start: list[Any], carry: list[Any], batch: list[Any], key: list[Any], t: list[Any]) -> list[Any]:
         step_key = keys.at_step(keys.typed(key[0]), t[0])
+        assert half.step is not None
         after = half.step(un(start_tree, start), un(carry_tree, carry), un(batch_tree, batch), step_key)
         return jax.tree.leaves(after)
 

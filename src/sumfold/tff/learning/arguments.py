@@ -95,6 +95,8 @@ def stage_of(name: str, given: Any) -> Stage | None:
 
 _INSTEAD = {
     "broadcast_process": "leave it out: the model is broadcast as it is",
+    "distributor": "leave it out: centroids are broadcast as they are",
+    "sum_aggregator": "leave it out: the sums of points are plain sums",
     "client_weight_fn": "pass client_weighting=…, its name since TFF 0.19",
     "full_gradient_aggregator": "leave it out: full gradients are averaged with the clients' weights",
     "measure_timing": "leave it out: time the call of process.next",

@@ -1,0 +1,554 @@
+"""PyTorch modules: trained by PyTorch on the clients, averaged as arrays on the server.
+
+A state dict becomes a tree without pickle. Parameters that need a gradient are trained and averaged; floating buffers
+(running means and variances) are averaged as statistics; frozen parameters and integer buffers stay as the server has
+them. Tied weights are one array.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sumfold import tree
+from sumfold.core.batching import Batching
+from sumfold.errors import CompositionError, StateError, missing_extra, user_facing
+from sumfold.keys import HostKey, Key
+from sumfold.models.adapter import checked_loss
+from sumfold.models.functions import matching
+from sumfold.models.host import Fitted, HostModel, Pull, Sums, batches_of, canonical_shapes, no_array_program
+from sumfold.models.metrics import Metric, as_metrics
+from sumfold.models.model import Parts, unpack
+from sumfold.tree import Tree
+
+__all__ = ["Loader", "StateDict", "from_torch"]
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class StateDict(dict[str, Any]):
+    """A module's weights by name, as its ``state_dict`` names them; NumPy arrays.
+
+    Example:
+        >>> StateDict({"weight": np.zeros(2)})["weight"].shape
+        (2,)
+    """
+
+    def assign_to(self, module: Any) -> Any:
+        """Copy the weights into a module of the same architecture, and return it."""
+        import torch
+
+        with torch.no_grad():
+            module.load_state_dict({name: _tensor(value) for name, value in self.items()})
+        return module
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
+        """Children in the order of their names."""
+        names = tuple(sorted(self))
+        return [(jax.tree_util.DictKey(name), self[name]) for name in names], names
+
+    @classmethod
+    def tree_unflatten(cls, names: tuple[str, ...], children: Any) -> StateDict:
+        """The reverse of `tree_flatten_with_keys`."""
+        return cls(zip(names, children, strict=True))
+
+
+@user_facing
+def from_torch(
+    build: Callable[[], Any] | Any,
+    loss: Callable[[Any, Any], Any] | Any = None,
+    optimizer: Callable[[Any], Any] | Any = None,
+    metrics: Mapping[str, Any] | Any = None,
+    *,
+    fit: Callable[..., Any] | Any = None,
+    device: str = "cpu",
+) -> HostModel:
+    """A model from a PyTorch module; clients train it in PyTorch, in processes of their own.
+
+    Either a loss and an optimizer are given, and the adapter takes the steps; or `fit` is the user's own loop. A client
+    begins each round with the server's weights and a new optimizer, and with PyTorch's generator seeded from the run's
+    seed, the round and the client. Weights are a `StateDict`; ``weights.assign_to(module)`` puts them into a module.
+
+    Args:
+        build: ``() -> module``, or a module, which is copied. Initial weights follow from the run's seed if `build`
+            draws them.
+        loss: (outputs, y) -> loss of each example [B], such as ``CrossEntropyLoss(reduction="none")``; one number is
+            taken as the mean over the batch.
+        optimizer: ``parameters -> optimizer``, such as ``lambda p: torch.optim.SGD(p, lr=0.1)``; with a second
+            parameter it is also given the round, for schedules.
+        metrics: name -> fn(outputs, y) -> value of each example [B], on tensors; or a `sumfold.metrics.Metric` or
+            function of ``sumfold.metrics``.
+        fit: ``(module, loader) -> n``: train in place and return the number of examples, which is also the client's
+            weight under ``weighting="examples"``. Each pass over ``loader`` gives the batches of one epoch as tensors.
+            With a parameter ``round`` it is given that too. Loss and metrics are then measured after training.
+        device: where clients train.
+
+    Features that are a tuple are passed as positional arguments, a dict as keywords. Floating arrays become tensors of
+    PyTorch's default dtype, integers int64 (uint8 stays).
+
+    Raises:
+        MissingExtraError: when PyTorch is not installed.
+        CompositionError: when something is not what it should be, or the module's state holds objects.
+
+    Example:
+        >>> import numpy as np, optax, sumfold as sf, torch
+        >>> model = from_torch(
+        ...     lambda: torch.nn.Linear(2, 3),
+        ...     loss=torch.nn.CrossEntropyLoss(reduction="none"),
+        ...     optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        ... )
+        >>> process = sf.learning.fed_avg(model).on(sf.Loopback())
+        >>> clients = [(np.ones((4, 2)), np.zeros(4, int)), (np.zeros((3, 2)), np.ones(3, int))]
+        >>> state, metrics = process.next(process.initialize(seed=0), clients)
+        >>> {name: array.shape for name, array in process.get_model_weights(state).items()}
+        {'bias': (3,), 'weight': (3, 2)}
+    """
+    try:
+        import torch
+    except ImportError:
+        raise missing_extra("torch", "torch") from None
+    if not (isinstance(build, torch.nn.Module) or (callable(build) and not _is_instance_class(build, torch))):
+        raise CompositionError(
+            "SF-MODEL-020",
+            f"build is {'the class ' + build.__name__ if inspect.isclass(build) else f'a {type(build).__name__}'}",
+            "a function () -> torch.nn.Module, or a module",
+            "write for example from_torch(lambda: Net(10), …)",
+        )
+    if fit is None or loss is not None:
+        loss = checked_loss(loss, 'torch.nn.CrossEntropyLoss(reduction="none")')
+    if fit is None:
+        _check_optimizer(optimizer, torch)
+    elif optimizer is not None or not callable(fit):
+        raise CompositionError(
+            "SF-MODEL-022",
+            "an optimizer and fit" if callable(fit) else f"fit is a {type(fit).__name__}",
+            "a loss and an optimizer, or a function fit(module, loader) -> n with an optimizer of its own",
+            "make the optimizer inside fit",
+        )
+    measured = as_metrics(metrics)
+    trainer = Torch(build, loss, optimizer, dict(metrics or {}), fit, device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = trainer.built()
+    names = _names(module, torch)
+    template = names.divided(names.state)
+
+    def init(key: Key) -> Tree:
+        words = np.asarray(jax.random.key_data(key)).tolist()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed((words[0] << 31) ^ words[1])
+            return _names(trainer.built(), torch).whole()
+
+    def split(weights: Tree) -> Parts:
+        expected = canonical_shapes(names.whole())
+        if not isinstance(weights, Mapping) or set(weights) != set(expected):
+            given = sorted(weights) if isinstance(weights, Mapping) else f"a {type(weights).__name__}"
+            raise StateError(
+                "SF-STATE-003",
+                f"weights with {given}",
+                f"the module's own: {sorted(expected)}",
+                "pass what get_model_weights or models.load gave for this model, or a module's state_dict in NumPy",
+            )
+        return names.divided(matching(expected, StateDict(weights)))
+
+    return HostModel(
+        name=type(module).__name__,
+        template=jax.tree.map(
+            lambda a: tree.shape(np.shape(a), jnp.result_type(a)), jax.tree.map(jnp.asarray, template)
+        ),
+        init=init,
+        split=split,
+        join=names.joined,
+        apply=no_array_program,
+        loss=no_array_program,
+        metrics=measured,
+        layers=lambda: {
+            f"{place}.{name}".lstrip("."): type(layer)
+            for place, layer in module.named_modules()
+            for name, _ in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))
+        },
+        trainer=trainer,
+        owns_step=fit is None,
+        counts=fit is not None,
+    )
+
+
+def _is_instance_class(build: Any, torch: Any) -> bool:
+    """Whether this is a module class whose constructor needs arguments."""
+    if not (inspect.isclass(build) and issubclass(build, torch.nn.Module)):
+        return False
+    required = [p for p in list(inspect.signature(build).parameters.values()) if p.default is p.empty]
+    return any(p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in required)
+
+
+def _check_optimizer(optimizer: Any, torch: Any) -> None:
+    made = isinstance(optimizer, torch.optim.Optimizer)
+    if made or not callable(optimizer) or (inspect.isclass(optimizer)):
+        what = "missing" if optimizer is None else f"a {type(optimizer).__name__}"
+        raise CompositionError(
+            "SF-MODEL-021",
+            f"the optimizer is {'the class ' + optimizer.__name__ if inspect.isclass(optimizer) else what}",
+            "a function of the module's parameters that makes one: each client begins with its own",
+            "write optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1)",
+        )
+
+
+class _Names:
+    """Which entry of a module's state is of which kind; tied entries go by the first name."""
+
+    def __init__(self, state: dict[str, Any], kinds: dict[str, str], tied: dict[str, str]) -> None:
+        self.state, self.kinds, self.tied = state, kinds, tied
+
+    def divided(self, weights: Mapping[str, Any]) -> Parts:
+        def of(kind: str) -> dict[str, Any]:
+            return {name: weights[name] for name, own in self.kinds.items() if own == kind}
+
+        return Parts(of("trainable"), of("statistics"), of("constants"))
+
+    def joined(self, parts: Parts) -> StateDict:
+        known = {**parts.trainable, **parts.statistics, **parts.constants}
+        known = {name: a if isinstance(a, jax.core.Tracer) else np.asarray(a) for name, a in known.items()}
+        return StateDict({**known, **{name: known[first] for name, first in self.tied.items()}})
+
+    def whole(self) -> StateDict:
+        return StateDict({**self.state, **{name: self.state[first] for name, first in self.tied.items()}})
+
+
+def _names(module: Any, torch: Any) -> _Names:
+    """Read a module's state.
+
+    Raises:
+        CompositionError: for entries that are neither parameters nor buffers, or have no shape yet.
+    """
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    state: dict[str, Any] = {}
+    kinds: dict[str, str] = {}
+    tied: dict[str, str] = {}
+    first: dict[int, str] = {}
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    held = module.state_dict(keep_vars=True)
+    for name, value in held.items():
+        unknown = name not in parameters and name not in buffers
+        if unknown or isinstance(value, torch.nn.parameter.UninitializedTensorMixin):
+            raise CompositionError(
+                "SF-MODEL-023",
+                f"the module's state has the entry {name!r}, a {type(value).__name__}",
+                "parameters and buffers of known shapes: anything else could only travel by pickle",
+                "run a lazy module on one batch inside build; keep objects out of get_extra_state",
+            )
+        if id(value) in first:
+            tied[name] = first[id(value)]
+            continue
+        first[id(value)] = name
+        floating = value.is_floating_point() or value.is_complex()
+        trained = name in parameters and parameters[name].requires_grad
+        kinds[name] = "trainable" if trained else "statistics" if floating and name not in parameters else "constants"
+        state[name] = tree.canonical(_array(value))
+    return _Names(state, kinds, tied)
+
+
+def _array(tensor: Any) -> Any:
+    """A copy of a tensor as a NumPy array; bfloat16 by its bits, which NumPy alone does not know."""
+    import torch
+
+    held = tensor.detach().cpu()
+    if held.dtype == torch.bfloat16:
+        return held.view(torch.int16).numpy().copy().view(jnp.bfloat16)
+    return held.numpy().copy()
+
+
+def _tensor(array: Any) -> Any:
+    """A tensor of its own from an array."""
+    import torch
+
+    values = np.array(array)
+    if values.dtype == jnp.bfloat16:
+        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(values)
+
+
+class Torch:
+    """Local training in PyTorch: what travels to a worker; see `sumfold.models.host.Trainer`.
+
+    Args:
+        build, loss, optimizer, fit, device: as in `from_torch`.
+        given: metrics as the user gave them; the records are made where they are used.
+    """
+
+    def __init__(
+        self,
+        build: Any,
+        loss: Any,
+        optimizer: Any,
+        given: dict[str, Any],
+        fit: Any,
+        device: str,
+    ) -> None:
+        self.build, self.loss, self.optimizer, self.given = build, loss, optimizer, given
+        self.own_fit, self.device = fit, device
+        self.module: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "module": None}
+
+    def built(self) -> Any:
+        """A new module."""
+        import torch
+
+        module = copy.deepcopy(self.build) if isinstance(self.build, torch.nn.Module) else self.build()
+        if not isinstance(module, torch.nn.Module):
+            raise CompositionError(
+                "SF-MODEL-020",
+                f"build returned a {type(module).__name__}",
+                "a torch.nn.Module",
+                "return the module from build",
+            )
+        return module.to(self.device)
+
+    def fit(self, parts: Parts, data: Tree, key: HostKey, batching: Batching, pull: Pull | None) -> Fitted:
+        """Train from these weights on what one client holds."""
+        import torch
+
+        sums = Sums(as_metrics(self.given))
+        with torch.random.fork_rng(devices=[]), _one_thread():
+            torch.manual_seed(key.number())
+            module = self._loaded(parts).train()
+            loader = Loader(data, key, batching, self.device)
+            if self.own_fit is None:
+                self._train(module, loader, key, pull, sums)
+                examples = loader.rows
+            else:
+                extra = {"round": key.round} if "round" in inspect.signature(self.own_fit).parameters else {}
+                examples = _number(self.own_fit(module, loader, **extra))
+                if self.loss is not None or self.given:
+                    self._measure(module, data, sums)
+            after = dict(module.named_parameters()) | dict(module.named_buffers())
+            trainable, statistics = (
+                {name: _array(after[name]) for name in names} for names in (parts.trainable, parts.statistics)
+            )
+        return Fitted(trainable, statistics, sums.all(), examples, loader.batches)
+
+    def measure(self, parts: Parts, data: Tree) -> tuple[dict[str, Tree], int, int]:
+        """(sums of loss and metrics, rows, batches), predicting."""
+        sums = Sums(as_metrics(self.given))
+        with _one_thread():
+            rows, batches = self._measure(self._loaded(parts), data, sums)
+        return sums.all(), rows, batches
+
+    def outputs(self, parts: Parts, x: Tree) -> Tree:
+        """The module's outputs for rows x."""
+        import torch
+
+        module = self._loaded(parts).eval()
+        with torch.no_grad():
+            pieces = [_called(module, self._tensors(piece)) for piece in batches_of(x)]
+        numpy = [jax.tree.map(_array, piece) for piece in pieces]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *numpy)
+
+    def _loaded(self, parts: Parts) -> Any:
+        """A module with these weights, a copy of its own: what it keeps besides its state must not reach the next."""
+        import torch
+
+        if self.module is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                self.module = self.built()
+        module = copy.deepcopy(self.module)
+        known = {**parts.trainable, **parts.statistics, **parts.constants}
+        with torch.no_grad():
+            for name, value in [*module.named_parameters(), *module.named_buffers()]:
+                if name in known:
+                    value.copy_(_tensor(known[name]))
+        return module
+
+    def _tensors(self, given: Tree) -> Tree:
+        return jax.tree.map(lambda a: as_input(a).to(self.device), given)
+
+    def _train(self, module: Any, loader: Loader, key: HostKey, pull: Pull | None, sums: Sums) -> None:
+        import torch
+
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        takes_round = len(_positional(self.optimizer)) > 1
+        optimizer = self.optimizer(parameters, key.round) if takes_round else self.optimizer(parameters)
+        anchor = (
+            {name: _tensor(value).to(self.device) for name, value in pull.anchor.items()} if pull is not None else {}
+        )
+        for x, y, *given in loader.every_epoch():
+            weight = given[0].float() if given else torch.ones(len(jax.tree.leaves(y)[0]), device=self.device)
+            optimizer.zero_grad(set_to_none=True)
+            outputs = _called(module, x)
+            value, total = self._objective(outputs, y, weight, bool(given))
+            value.backward()
+            if pull is not None:
+                with torch.no_grad():
+                    for name, p in module.named_parameters():
+                        if name in anchor and p.grad is not None:
+                            p.grad.add_(p - anchor[name], alpha=pull.strength)
+            optimizer.step()
+            self._add(sums, outputs, y, weight, total)
+
+    def _objective(self, outputs: Any, y: Any, weight: Any, weighted: bool) -> tuple[Any, Any]:
+        """(the mean loss of a batch, the weighted sum of its examples' losses)."""
+        losses = self.loss(outputs, y)
+        if losses.ndim == 0:
+            if weighted:
+                raise CompositionError(
+                    "SF-MODEL-024",
+                    "example weights, and a loss that returns one number a batch",
+                    "the loss of each example, so that it can be weighed",
+                    'use reduction="none"',
+                )
+            return losses, losses.detach() * len(weight)
+        losses = losses.reshape(len(weight), -1).mean(1)
+        total = (losses * weight).sum()
+        return total / weight.sum().clamp(min=1e-38), total.detach()
+
+    def _add(self, sums: Sums, outputs: Any, y: Any, weight: Any, total: Any) -> None:
+        """Count one batch, without a gradient."""
+        outputs = jax.tree.map(lambda t: t.detach(), outputs)
+        if total is not None:
+            sums.add_loss(float(total), float(weight.sum()))
+        ours = {name for name, given in self.given.items() if _is_sumfolds(given)}
+        values = {
+            name: np.asarray(given(outputs, y).detach().float().cpu()).reshape(len(weight), -1).mean(1)
+            for name, given in self.given.items()
+            if name not in ours
+        }
+        seen, labels = (jax.tree.map(_array, outputs), jax.tree.map(_array, y)) if ours else ((), ())
+        sums.add(seen, labels, weight.cpu().numpy(), values)
+
+    def _measure(self, module: Any, data: Tree, sums: Sums) -> tuple[int, int]:
+        import torch
+
+        module.eval()
+        rows = batches = 0
+        with torch.no_grad():
+            for piece in batches_of(data):
+                x, y, given = unpack(piece)
+                x, y = self._tensors((x, y))
+                outputs = _called(module, x)
+                count = len(jax.tree.leaves(y)[0])
+                weight = torch.ones(count) if given is None else as_input(given).float()
+                weight = weight.reshape(count).to(self.device)
+                total = None if self.loss is None else self._objective(outputs, y, weight, given is not None)[1]
+                self._add(sums, outputs, y, weight, total)
+                rows, batches = rows + count, batches + 1
+        return rows, batches
+
+
+class Loader:
+    """A client's batches as tensors, in the order that every model of a run sees; each pass is the next epoch.
+
+    Attributes:
+        rows, batches: how many were given out so far, repeats counted.
+
+    Example:
+        >>> from sumfold.keys import HostKey
+        >>> loader = Loader((np.ones((3, 2)), np.zeros(3)), HostKey(0, 0, 0, 0), Batching(size=2))
+        >>> [len(x) for x, y in loader], loader.rows
+        ([2, 1], 3)
+    """
+
+    def __init__(self, data: Tree, key: HostKey, batching: Batching, device: str = "cpu") -> None:
+        self.data, self.key, self.batching, self.device = data, key, batching, device
+        self.rows = self.batches = self.epoch = 0
+        self.length = 0 if isinstance(data, list) else len(jax.tree.leaves(data)[0])
+
+    def __len__(self) -> int:
+        """Batches in a pass."""
+        if isinstance(self.data, list):
+            return len(self.data)
+        one = self.batching._replace(epochs=1, max_steps=None)
+        return int(one.steps(np.array([self.length]))[0])
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        """(x, y) or (x, y, example_weight) of one epoch."""
+        self.epoch += 1
+        if isinstance(self.data, list):
+            yield from map(self._given, self.data)
+            return
+        up_to = self._order(self.batching._replace(epochs=self.epoch, max_steps=None))
+        yield from map(self._rows, up_to[(self.epoch - 1) * len(self) :])
+
+    def every_epoch(self) -> Iterator[tuple[Any, ...]]:
+        """All the steps that the batching asks for; ready-made batches in one pass."""
+        if isinstance(self.data, list):
+            yield from map(self._given, self.data)
+        else:
+            yield from map(self._rows, self._order(self.batching))
+
+    def _order(self, batching: Batching) -> Any:
+        key = self.key
+        return batching.batches(self.length, seed=key.seed, round=key.round, client=key.client)
+
+    def _rows(self, index: Any) -> tuple[Any, ...]:
+        rows = index[index >= 0]
+        return self._given(jax.tree.map(lambda a: a[rows], self.data))
+
+    def _given(self, examples: Tree) -> tuple[Any, ...]:
+        x, y, weight = unpack(examples)
+        self.batches += 1
+        self.rows += len(jax.tree.leaves(examples)[0])
+        given = (x, y) if weight is None else (x, y, np.reshape(weight, -1))
+        tensors: tuple[Any, ...] = jax.tree.map(lambda a: as_input(a).to(self.device), given)
+        return tensors
+
+
+def as_input(array: Any) -> Any:
+    """Rows as a tensor: floating ones in the default dtype, integers as int64 but for uint8."""
+    import torch
+
+    tensor = _tensor(array)
+    if tensor.is_floating_point():
+        return tensor.to(torch.get_default_dtype())
+    return tensor if tensor.dtype in (torch.uint8, torch.bool) or tensor.is_complex() else tensor.to(torch.int64)
+
+
+def _called(module: Any, x: Any) -> Any:
+    if isinstance(x, Mapping):
+        return module(**x)
+    return module(*x) if isinstance(x, tuple) else module(x)
+
+
+def _positional(function: Any) -> list[Any]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def _is_sumfolds(metric: Any) -> bool:
+    return isinstance(metric, Metric) or str(getattr(metric, "__module__", "")).startswith("sumfold.")
+
+
+def _number(returned: Any) -> int:
+    """What a user's loop says it trained on.
+
+    Raises:
+        TypeError: when it is no number of at least 0.
+    """
+    number = -1.0 if isinstance(returned, (bool, str, type(None))) else float(returned)
+    if not 0 <= number < 2**31:
+        raise TypeError(f"fit must return the number of examples it trained on, and returned {returned!r}")
+    return int(number)
+
+
+class _one_thread:  # noqa: N801 - a context manager reads as a verb
+    """One thread in PyTorch: how sums are cut decides their last bits, and that must not depend on the machine."""
+
+    def __enter__(self) -> None:
+        import torch
+
+        self.before = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def __exit__(self, *anything: object) -> None:
+        import torch
+
+        torch.set_num_threads(self.before)

@@ -1,0 +1,107 @@
+"""Objects over a private pipe between a process and the workers that it started.
+
+Arrays follow their object as raw bytes, so none is copied into a pickle. This is the only place where anything of
+Sumfold's is pickled: both ends are one user's processes on one machine, and a user's closures travel no other way.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+
+from sumfold.errors import WorkError
+
+__all__ = ["code", "load_file", "packed", "receive", "remember", "save_file", "send", "write"]
+
+
+_FUNCTIONS = 16
+"""How many functions a worker keeps."""
+
+
+def code(run: Callable[..., Any]) -> bytes:
+    """A function as bytes, with what it closes over.
+
+    Raises:
+        WorkError: when it holds something that cannot be pickled.
+    """
+    try:
+        data: bytes = cloudpickle.dumps(run, protocol=5)
+    except Exception as error:  # whatever an object's own pickling raises
+        raise unsendable(f"the function {getattr(run, '__name__', run)!s} cannot be sent: {error}") from error
+    return data
+
+
+def unsendable(what: str) -> WorkError:
+    """The error for a function, or a result of it, that cannot be pickled."""
+    return WorkError(
+        "SF-HOST-005",
+        what,
+        "a function whose globals and closure can be pickled, and that returns arrays",
+        "open files, connections and locks inside the function, or run it on sf.Loopback()",
+    )
+
+
+def packed(given: Any) -> tuple[bytes, list[memoryview]]:
+    """An object as bytes, closures and classes of a script included, and the arrays in it as they lie in memory."""
+    buffers: list[pickle.PickleBuffer] = []
+    head: bytes = cloudpickle.dumps(given, protocol=5, buffer_callback=buffers.append)
+    return head, [buffer.raw() for buffer in buffers]
+
+
+def send(pipe: Connection, given: Any) -> None:
+    """Write one object."""
+    write(pipe, packed(given))
+
+
+def write(pipe: Connection, given: tuple[bytes, list[memoryview]]) -> None:
+    """Write what `packed` made of an object."""
+    head, buffers = given
+    pipe.send_bytes(len(buffers).to_bytes(4, "little") + head)
+    for buffer in buffers:
+        pipe.send_bytes(buffer)
+
+
+def receive(pipe: Connection) -> Any:
+    """Read one object.
+
+    Raises:
+        EOFError, OSError: when the other end is gone.
+    """
+    whole = pipe.recv_bytes()
+    buffers = [pipe.recv_bytes() for _ in range(int.from_bytes(whole[:4], "little"))]
+    return pickle.loads(whole[4:], buffers=buffers)
+
+
+def remember(known: dict[bytes, Any], digest: bytes, what: Any) -> None:
+    """Keep something by its digest, and not ever more of it; both ends forget at the same moment."""
+    if len(known) >= _FUNCTIONS and digest not in known:
+        known.clear()
+    known[digest] = what
+
+
+def save_file(path: Path, given: Any) -> tuple[bytes, list[int]]:
+    """Write an object's arrays to a file that any number of processes can map; what `load_file` needs besides."""
+    head, buffers = packed(given)
+    with path.open("wb") as file:
+        for buffer in buffers:
+            file.write(buffer)
+            file.write(b"\0" * (-buffer.nbytes % 64))
+    return head, [buffer.nbytes for buffer in buffers]
+
+
+def load_file(path: Path, head: bytes, sizes: list[int]) -> Any:
+    """The object, its arrays read-only views of the file: however many processes map it, it is in memory once."""
+    if not any(sizes):
+        return pickle.loads(head, buffers=[b""] * len(sizes))
+    mapped: Any = memoryview(np.memmap(path, np.uint8, "r"))  # type: ignore[arg-type]
+    buffers, at = [], 0
+    for size in sizes:
+        buffers.append(mapped[at : at + size])
+        at += size + -size % 64
+    return pickle.loads(head, buffers=buffers)
