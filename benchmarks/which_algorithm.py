@@ -121,7 +121,9 @@ def main() -> None:
 
     compared, reached = hospitals(given.seeds, given.rounds)
     tables["hospitals"] = compared.table(target=("below_pooled", 0.005, "min"))
-    print(f"\nhospitals; pooled model: AUC {np.mean(reached):.4f} ± {np.std(reached, ddof=1):.4f}\n{tables['hospitals']}")
+    print(
+        f"\nhospitals; pooled model: AUC {np.mean(reached):.4f} ± {np.std(reached, ddof=1):.4f}\n{tables['hospitals']}"
+    )
     if given.out:
         (given.out / "tables.json").write_text(json.dumps(tables, indent=2))
 

@@ -261,3 +261,17 @@ def test_the_traceback_ends_at_the_users_line(process, state, mistake):
     frames = [f for f in traceback.extract_tb(caught.value.__traceback__) if "jaxtyping" not in f.filename]
     assert frames[-1].filename == __file__
     assert frames[-1].line.startswith("lambda p, s:")
+
+
+def test_a_state_that_remembers_other_clients_is_refused():
+    model = sf.models.from_functions(lambda key: jnp.float32(0), lambda w, x: w * x, lambda o, y: (o - y) ** 2)
+    process = sf.learning.scaffold(model, optax.sgd(0.1))
+    entry = (np.ones(2, np.float32), np.ones(2, np.float32))
+    mine = sf.Federation.from_clients({"a": entry, "b": entry, "c": entry})
+    state, _ = process.next(process.initialize(), mine)
+    process.next(state, mine.subset(["a"]))  # some of the same clients
+    process.next(state, sf.Federation.from_clients({"a": entry, "b": entry, "c": entry, "d": entry}))
+    with pytest.raises(sf.DataError, match=r"remembers 1 client\(s\).*'c'.*SF-DATA-057"):
+        process.next(state, sf.Federation.from_clients({"a": entry, "b": entry}))
+    after = process.set_model_weights(process.initialize(), process.get_model_weights(state))
+    process.next(after, sf.Federation.from_clients({"x": entry}))

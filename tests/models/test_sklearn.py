@@ -150,9 +150,9 @@ def test_example_weights_of_zero_leave_rows_out():
     model = sf.models.from_sklearn(GaussianNB(), x, classes=[0, 1])
     weights, _ = trained(model, [(x, y, np.array([1.0, 1.0, 0.0]))], 1, sf.Loopback())
     np.testing.assert_allclose(weights["moments_0"], [1, 1])
+    without = sf.models.from_sklearn(SGDClassifierWithoutWeights(), x, classes=[0, 1])
     with pytest.raises(sf.WorkError, match="SF-MODEL-035"):
-        layers = sf.models.from_sklearn(SGDClassifierWithoutWeights(), x, classes=[0, 1])
-        trained(layers, [(x, y, np.ones(3))], 1, sf.Loopback())
+        trained(without, [(x, y, np.ones(3))], 1, sf.Loopback())
 
 
 class SGDClassifierWithoutWeights(SGDClassifier):

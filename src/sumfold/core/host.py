@@ -192,6 +192,7 @@ def conformed(work: HostWork, expected: Tree, carry: Tree, phase: Phase, message
         )
     try:
         arrays = jax.tree.map(tree.canonical, carry)
+        tree.specs(arrays)  # refuses strings, which are arrays to NumPy
     except (TypeError, ValueError) as error:
         raise WorkError(
             "SF-HOST-003", f"{name} returned {_kind(carry)} ({error})", "a tree of numeric arrays", "convert its leaves"
@@ -236,9 +237,9 @@ def _kind(carry: Any) -> str:
 
 def _fits(given: Any, expected: Any) -> bool:
     """Whether numbers of one dtype go into the other without changing their kind."""
-    return bool(jnp.promote_types(given, expected) == jnp.dtype(expected)) or (
-        bool(jnp.issubdtype(given, jnp.floating)) and bool(jnp.issubdtype(expected, jnp.floating))
-    )
+    with jax.numpy_dtype_promotion("standard"):  # whatever the caller has set
+        wider = jnp.promote_types(given, expected) == jnp.dtype(expected)
+    return bool(wider) or bool(jnp.issubdtype(given, jnp.floating) and jnp.issubdtype(expected, jnp.floating))
 
 
 def code_identity(value: Any) -> str:

@@ -417,13 +417,21 @@ class Federation:
             ids = ids if isinstance(ids, str | bytes) or not hasattr(ids, "__iter__") else list(ids)
         at = self.positions(ids)
         both_ranges = isinstance(self.ids, range) and isinstance(ids, range)
-        return dataclasses.replace(
+        part = dataclasses.replace(
             self,
             ids=ids if both_ranges else tuple([self.ids[p] for p in at.tolist()]),
             starts=self.starts[at],
             counts=self.counts[at],
             batch_sizes=self.batch_sizes and tuple([self.batch_sizes[p] for p in at.tolist()]),
         )
+        part._memo["whole"] = self.whole
+        return part
+
+    @property
+    def whole(self) -> Federation:
+        """The federation that this one is a `subset` of, or itself."""
+        whole: Federation = self._memo.get("whole", self)
+        return whole
 
     @property
     def in_memory(self) -> bool:

@@ -82,7 +82,9 @@ class StoredFederation(Federation):
         """The federation of some of the clients, read into memory."""
         if not isinstance(ids, range) and not hasattr(ids, "__array__"):
             ids = ids if isinstance(ids, str | bytes) or not hasattr(ids, "__iter__") else list(ids)
-        return self._read(self.positions(ids))
+        part = self._read(self.positions(ids))
+        part._memo["whole"] = self
+        return part
 
     @user_facing
     def pooled(self) -> Tree:

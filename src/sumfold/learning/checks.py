@@ -14,6 +14,7 @@ from sumfold.core.batching import Batching
 from sumfold.core.cohort import batch_shapes, widths
 from sumfold.core.round import Batch, Metrics, Round
 from sumfold.core.stage import Stage
+from sumfold.core.store import ClientStore
 from sumfold.data import Federation
 from sumfold.errors import CompositionError, DataError
 from sumfold.learning.labels import classes_of
@@ -30,6 +31,7 @@ __all__ = [
     "check_model",
     "check_population",
     "check_rate",
+    "check_remembered",
     "check_seed",
     "labels_of",
 ]
@@ -96,6 +98,25 @@ def check_rate(metrics: Metrics, number: int) -> None:
             f"the client learning rate of round {number} is {rate}",
             "a finite number in every round",
             "look at the schedule or what set_hparams was given; the state passed in is unchanged",
+        )
+
+
+def check_remembered(clients: ClientStore, federation: Federation) -> None:
+    """Refuse a state that remembers clients whom the federation does not know: their memory is of other data.
+
+    Raises:
+        DataError: naming some of them.
+    """
+    known = federation.whole
+    strangers = [client for client in clients if client not in known]
+    if strangers:
+        raise DataError(
+            "SF-DATA-057",
+            f"a state that remembers {len(strangers)} client(s) whom this federation of {len(known)} does not have: "
+            f"{', '.join(map(repr, strangers[:5]))}{', …' if len(strangers) > 5 else ''}",
+            "the federation whose clients it has trained with, or one with more clients",
+            "name a round's clients by clients=… instead of another federation; or begin anew with initialize and "
+            "set_model_weights, which forgets the clients",
         )
 
 

@@ -192,13 +192,15 @@ def names_of(model: Model) -> Parts:
         return model.names
     structure = tree.structure(model.template)
     if isinstance(model, HostModel):  # its parts are dicts by name
-        paths = jax.tree_util.tree_flatten_with_path(model.template)[0]
-        named: Parts = tree.unflatten(structure, [tree.name(path[1:]) for path, _ in paths])
-        return named
-    places = [tree.shape((), "int32") for _ in range(structure.num_leaves)]  # each a leaf of its own, found again by id
-    paths = jax.tree_util.tree_flatten_with_path(model.join(tree.unflatten(structure, places)))[0]
-    known = {id(leaf): tree.name(path) for path, leaf in paths}
-    named = tree.unflatten(structure, [known[id(place)] for place in places])
+        of_parts = [path[1:] for path, _ in jax.tree_util.tree_flatten_with_path(model.template)[0]]
+        words = list(map(tree.name, of_parts))
+    else:
+        # Each place is a leaf of its own, found again by its identity in the weights as people see them.
+        places = [tree.shape((), "int32") for _ in range(structure.num_leaves)]
+        joined = jax.tree_util.tree_flatten_with_path(model.join(tree.unflatten(structure, places)))[0]
+        known = {id(leaf): tree.name(path) for path, leaf in joined}
+        words = [known[id(place)] for place in places]
+    named: Parts = tree.unflatten(structure, words)
     return named
 
 

@@ -31,6 +31,7 @@ from sumfold.learning.checks import (
     check_labels,
     check_population,
     check_rate,
+    check_remembered,
     check_seed,
     labels_of,
 )
@@ -157,6 +158,8 @@ class Process:
         state = recognise(self.round, self._template, state)
         whole, among = as_federation(client_data, clients, self._kept)
         federation, positions = whole.cohort(among)
+        if isinstance(client_data, Federation) and state.clients:
+            check_remembered(state.clients, client_data)
         self._check(federation, state)
         state = self._populated(state, len(whole))
         check_labels(self._checked[federation][1], federation, positions)

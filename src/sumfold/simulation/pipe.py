@@ -6,7 +6,10 @@ Sumfold's is pickled: both ends are one user's processes on one machine, and a u
 
 from __future__ import annotations
 
+import io
 import pickle
+import types
+from collections import ChainMap
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,10 +34,26 @@ def code(run: Callable[..., Any]) -> bytes:
         WorkError: when it holds something that cannot be pickled.
     """
     try:
-        data: bytes = cloudpickle.dumps(run, protocol=5)
+        _Pickler(data := io.BytesIO(), protocol=5).dump(run)
     except Exception as error:  # whatever an object's own pickling raises
         raise unsendable(f"the function {getattr(run, '__name__', run)!s} cannot be sent: {error}") from error
-    return data
+    return data.getvalue()
+
+
+class _Pickler(cloudpickle.Pickler):
+    """As cloudpickle's, and code keeps the name of its file: a traceback from a worker shows the user's lines."""
+
+    dispatch_table = ChainMap(
+        {types.CodeType: lambda code: (_in_file, (code.co_filename, *_plain(code)))},
+        *cloudpickle.Pickler.dispatch_table.maps,
+    )
+
+
+_plain = cloudpickle.Pickler.dispatch_table[types.CodeType]
+
+
+def _in_file(name: str, make: Callable[..., types.CodeType], given: tuple[Any, ...]) -> types.CodeType:
+    return make(*given).replace(co_filename=name)
 
 
 def unsendable(what: str) -> WorkError:
