@@ -89,7 +89,12 @@ $(VENV)/.demo: $(VENV)/.python pyproject.toml
 	@$(PIP) --editable '.[plot]'
 	@touch $@
 
+# PyTorch is in no extra but its own: its newest build may bring gigabytes of CUDA packages. Of this version there is
+# one for the CPU alone where an index offers it. Where there is none at all, the tests of PyTorch models are skipped.
+TORCH ?= torch==2.13.0
+
 $(VENV)/.dev: $(VENV)/.python pyproject.toml
 	@echo "Installing Sumfold with every extra and the development tools into $(VENV): some minutes, once"
 	@$(PIP) --editable '.[dev]'
+	@$(PIP) $(TORCH) || echo "Without $(TORCH): tests of PyTorch models will be skipped" >&2
 	@touch $(VENV)/.demo $@

@@ -58,6 +58,9 @@ def _fill(app: Any, _page: str, source: list[str]) -> None:
         return str(getattr(generated, match[1])())
 
     source[0] = re.sub(r"^<!-- generated: (\w+) -->$", section, source[0], flags=re.MULTILINE)
+    if re.search(r"^<!-- (printed|shown: .*) -->$", source[0], re.MULTILINE):
+        app.env.note_dependency(generated.__file__)
+        source[0] = generated.executed(source[0])
 
 
 def _keep_drawings(_app: Any, what: str, _name: str, _object: Any, _options: Any, lines: list[str]) -> None:

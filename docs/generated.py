@@ -1,15 +1,23 @@
 """The parts of the reference that the code itself writes, as Markdown, each time the pages are built.
 
-A page asks for one with a line of its own: ``<!-- generated: error_catalog -->``.
+A page asks for one with a line of its own: ``<!-- generated: error_catalog -->``. A page with a line
+``<!-- printed -->`` is run, see `executed`.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import html
 import importlib
+import importlib.util
+import io
+import logging
 import os
 import pkgutil
 import re
 import runpy
+import tempfile
 import types
 from pathlib import Path
 from typing import Any
@@ -19,6 +27,46 @@ import sumfold
 REFERENCE = Path(__file__).parent / "reference"
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WIDTH = 90
+PIECE = re.compile(
+    r"^(?P<fence>```+)python[ \t]*\n(?P<code>.*?)^(?P=fence)[ \t]*$"
+    r"|^<!-- (?:printed|shown: (?P<figure>\w+), (?P<what>[^\n]*)) -->$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def executed(page: str) -> str:
+    """Run a page's Python blocks from top to bottom, in an empty folder, and show what they made.
+
+    A line ``<!-- printed -->`` becomes what the block before it printed, and ``<!-- shown: NAME, what it shows -->``
+    the matplotlib figure of that name. Where PyTorch is missing, a page that imports it is shown as it was typed.
+    """
+    if re.search("^import torch$", page, re.MULTILINE) and importlib.util.find_spec("torch") is None:
+        return page
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    written = io.StringIO()
+
+    def piece(match: re.Match[str]) -> str:
+        if match["code"] is not None:
+            written.seek(0)
+            written.truncate()
+            line = page.count("\n", 0, match.start("code"))
+            exec(compile("\n" * line + match["code"], "page", "exec"), namespace)
+            return match[0]
+        if match["figure"] is None:
+            return f"```text\n{written.getvalue().strip()}\n```"
+        image = io.BytesIO()
+        namespace[match["figure"]].savefig(image, format="png", dpi=150)
+        data = base64.b64encode(image.getvalue()).decode()
+        return f'<img alt="{html.escape(match["what"])}" src="data:image/png;base64,{data}" style="max-width: 44rem"/>'
+
+    log = logging.getLogger("sumfold")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # what a page provokes is no news to whoever builds it
+    try:
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), contextlib.redirect_stdout(written):
+            return PIECE.sub(piece, page)
+    finally:
+        log.setLevel(level)
 
 
 def public_names() -> str:
@@ -87,6 +135,37 @@ def explained() -> str:
     process = sumfold.learning.fed_avg(model, optax.sgd(0.05))
     train, _ = sumfold.data.heart_disease()
     return f"```text\n{process.explain(train)}\n```"
+
+
+def drift_costs() -> str:
+    """The table of bytes that a round of each algorithm sends to a client and back, and leaves with it."""
+    import jax.numpy as jnp
+    import optax
+
+    model = sumfold.models.from_functions(
+        init=lambda key: jnp.zeros(100), predict=lambda w, x: x @ w, loss=lambda outputs, y: (outputs - y) ** 2
+    )
+    learning, sgd, momentum = sumfold.learning, optax.sgd(0.1), optax.sgd(0.1, momentum=0.9)
+    processes = {
+        "fed_avg": learning.fed_avg(model, sgd),
+        "fed_prox": learning.fed_prox(model, sgd, mu=0.1),
+        "fed_nova": learning.fed_nova(model, sgd),
+        "scaffold": learning.scaffold(model, sgd),
+        "fed_dyn": learning.fed_dyn(model, sgd, alpha=0.1),
+        "mime_lite": learning.mime_lite(model, momentum),
+        "mime": learning.mime(model, momentum),
+    }
+    rows = ["| | exchanges | to a client | from a client | stays with it |", "|---|---:|---:|---:|---:|"]
+    for name, process in processes.items():
+        text = process.explain([(jnp.ones((4, 100)), jnp.ones(4))])
+        sent, left = (
+            [int(number.replace(",", "")) for number in re.findall(rf"^{title}.*: ([\d,]+) B$", text, re.MULTILINE)]
+            for title in ("Sent to every client", "Leaves each client")
+        )
+        kept = re.findall(r"^Stays with the client, never sent\n((?: .*\n)*)", text, re.MULTILINE)
+        stays = sum(int(number.replace(",", "")) for number in re.findall(r"([\d,]+) B$", "".join(kept), re.MULTILINE))
+        rows.append(f"| `{name}` | {len(sent)} | {sum(sent):,} | {sum(left):,} | {stays:,} |")
+    return "\n".join(rows)
 
 
 def server_optimizers() -> str:

@@ -21,6 +21,7 @@ def example(name: str) -> ModuleType:
 def test_every_example_is_tested() -> None:
     assert {file.stem for file in EXAMPLES.glob("*.py")} == {
         *("fed_avg", "own_round", "keras_cnn", "language_fed_avg", "tff_programs"),
+        *("torch_model", "sklearn_model"),
     }
 
 
@@ -50,6 +51,23 @@ def test_the_programs_that_people_know_from_tff() -> None:
     np.testing.assert_allclose(uniform, [0.2, 0.2], rtol=1e-6)
     np.testing.assert_allclose(weighted, [0.8 / 3.5, 0.55 / 3.5], rtol=1e-6)
     assert metrics["client_work"]["train"]["num_clients"] == 3
+
+
+@pytest.mark.slow
+def test_torch_model() -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("sklearn")
+    history, accuracy = example("torch_model").main()
+    assert accuracy > 0.88
+    assert np.isclose(history.evaluations[-1]["accuracy"], accuracy, atol=1e-4)
+
+
+def test_sklearn_model() -> None:
+    pytest.importorskip("sklearn")
+    federated, pooled, counted, together = example("sklearn_model").main()
+    assert federated >= 0.93
+    assert pooled > 0.93
+    assert np.isclose(counted, together, atol=0.003)
 
 
 @pytest.mark.slow

@@ -154,7 +154,10 @@ def test_ready_made_batches_come_as_a_list(runtime):
         value = np.array([len(data), max(len(x) for x, y in data), sum(y.sum() for x, y in data)], np.float32)
         return sf.Report({"update": sf.Contribution(value, 1.0)})
 
-    batches = {"a": [(np.ones((2, 3)), np.ones(2)), (np.ones((1, 3)), np.ones(1))], "b": [(np.ones((3, 3)), np.ones(3))]}
+    batches = {
+        "a": [(np.ones((2, 3)), np.ones(2)), (np.ones((1, 3)), np.ones(1))],
+        "b": [(np.ones((3, 3)), np.ones(3))],
+    }
     state, _ = after(one_phase(run), runtime, batches)
     assert np.asarray(state.algorithm).tolist() == [1.5, 2.5, 3]
 

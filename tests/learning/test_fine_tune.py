@@ -3,6 +3,7 @@
 import importlib
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -173,3 +174,25 @@ def test_a_process_without_a_model_has_nothing_to_measure():
     moments = sf.analytics.moments(2)
     with pytest.raises(sf.CompositionError, match="SF-COMP-026"):
         sf.learning.evaluate_clients(moments, moments.initialize(), {})
+
+
+def test_a_model_with_a_loop_of_its_own_is_fine_tuned_by_that_loop():
+    sklearn = pytest.importorskip("sklearn.linear_model")
+    rng = np.random.default_rng(0)
+    clients = {k: (rng.normal(size=(30, 3)), rng.normal(size=30)) for k in "ab"}
+    estimator = sklearn.SGDRegressor(shuffle=False, learning_rate="constant", eta0=0.05, alpha=0.0)
+    model = sf.models.from_sklearn(estimator, np.zeros((1, 3)))
+    evaluation = sf.learning.fine_tune(model, batching=sf.Batching(size=None, shuffle=False, epochs=2))
+    weights = model.init(jax.random.key(0))
+    reached = evaluation(weights, clients, clients)
+    squared = 0.0
+    for x, y in clients.values():
+        w, b = np.zeros(3), 0.0
+        for row, label in [*zip(x, y, strict=True)] * 2:
+            error = row @ w + b - label
+            w, b = w - 0.05 * error * row, b - 0.05 * error
+        squared += ((x @ w + b - y) ** 2).sum()
+    assert reached["fine_tuned_loss"] == pytest.approx(squared / 60, rel=1e-5)
+    assert reached["loss"] == pytest.approx(np.mean([(y**2).mean() for _, y in clients.values()]), rel=1e-5)
+    there = evaluation.on(sf.Loopback())(weights, clients, clients)
+    assert there == pytest.approx(reached, rel=1e-6)

@@ -1,4 +1,4 @@
-"""The documentation is run: every Python block of the README, the tutorial and the how-to pages.
+"""The documentation is run: every Python block of the README, the tutorial, how-to and explanation pages.
 
 The blocks of one page share one namespace, from top to bottom, in an empty working folder. A block fenced as
 ``python notest`` is shown and not run.
@@ -14,6 +14,7 @@ PAGES = [
     ROOT / "README.md",
     *sorted((ROOT / "docs/tutorial").glob("*.md")),
     *sorted((ROOT / "docs/how-to").glob("*.md")),
+    *sorted((ROOT / "docs/explanation").glob("*.md")),
 ]
 BLOCK = re.compile(r"^(?P<fence>```+)python[ \t]*\n(?P<code>.*?)^(?P=fence)[ \t]*$", re.MULTILINE | re.DOTALL)
 
@@ -29,6 +30,8 @@ def blocks(text: str) -> list[tuple[int, str]]:
     "page", [page for page in PAGES if blocks(page.read_text("utf-8"))], ids=lambda page: page.stem
 )
 def test_every_block_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if any(re.search(r"^import torch$", code, re.MULTILINE) for _, code in blocks(page.read_text("utf-8"))):
+        pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}
     for line, code in blocks(page.read_text("utf-8")):

@@ -192,7 +192,7 @@ def conformed(work: HostWork, expected: Tree, carry: Tree, phase: Phase, message
         )
     try:
         arrays = jax.tree.map(tree.canonical, carry)
-        tree.specs(arrays)  # refuses strings, which are arrays to NumPy
+        given = tree.specs(arrays)  # refuses strings, which are arrays to NumPy
     except (TypeError, ValueError) as error:
         raise WorkError(
             "SF-HOST-003", f"{name} returned {_kind(carry)} ({error})", "a tree of numeric arrays", "convert its leaves"
@@ -200,16 +200,17 @@ def conformed(work: HostWork, expected: Tree, carry: Tree, phase: Phase, message
     if work.init is None and expected is None:
         like = Contribution(tree.shapes(message), tree.shape((), "float32"))
         expected = tree.shapes(arrays)._replace(parts=dict.fromkeys(phase.aggregate, like))
-    if [s.path for s in tree.specs(arrays)] == [s.path for s in tree.specs(expected)]:
-        pairs = list(zip(tree.specs(expected), jax.tree.leaves(arrays), strict=True))
+    needs = tree.specs(expected)
+    if [s.path for s in given] == [s.path for s in needs]:
+        pairs = list(zip(needs, jax.tree.leaves(arrays), strict=True))
         wrong = next(((s, a) for s, a in pairs if s.shape != a.shape or not _fits(a.dtype, s.dtype)), None)
         if wrong is None:
             leaves = [array.astype(jnp.dtype(spec.dtype), copy=False) for spec, array in pairs]
-            return tree.unflatten(tree.structure(arrays), leaves)
+            return tree.unflatten(tree.structure(expected), leaves)
         came = f"{wrong[0].path!r} as {wrong[1].dtype}{list(wrong[1].shape)}"
         needed = f"{wrong[0].dtype}{list(wrong[0].shape)}"
     else:
-        mine, theirs = ([s.path for s in tree.specs(t)] for t in (expected, arrays))
+        mine, theirs = ([s.path for s in specs] for specs in (needs, given))
         differing = sorted(set(mine) ^ set(theirs)) or theirs
         came = f"the leaves {theirs[:8]}{' …' if len(theirs) > 8 else ''}, which differ at {differing[0]!r}"
         needed = f"the leaves {mine[:8]}{' …' if len(mine) > 8 else ''}"

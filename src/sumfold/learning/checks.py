@@ -51,8 +51,9 @@ def check_model(model: Any, *, own_loop: bool = False) -> None:
         raise CompositionError(
             "SF-COMP-110",
             f"{model.name}, a model that brings its own training loop",
-            "a model whose steps Sumfold takes itself: this algorithm looks into each of them",
-            "use from_functions, from_flax, from_keras or from_equinox; or fed_avg, fed_prox or fed_nova",
+            "a model whose steps Sumfold takes itself, which this algorithm needs",
+            "use from_functions, from_flax, from_keras or from_equinox; or one of fed_avg, fed_prox, fed_nova, "
+            "local_layers, fed_bn, fine_tune",
         )
     if not isinstance(model, Model):
         raise CompositionError(

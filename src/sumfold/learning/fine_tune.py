@@ -20,7 +20,7 @@ from jaxtyping import Array, Int
 from sumfold import tree
 from sumfold.core.batching import Batching
 from sumfold.core.driver import Runtime
-from sumfold.core.round import Batch, Measured, Metrics, Phase, Report, Round, Task, Work
+from sumfold.core.round import Batch, HostWork, Measured, Metrics, Phase, Report, Round, Task, Work
 from sumfold.data import Federation
 from sumfold.data.clients import as_federation
 from sumfold.errors import CompositionError, user_facing
@@ -28,7 +28,9 @@ from sumfold.keys import Key
 from sumfold.learning.checks import batching_for, check_model
 from sumfold.learning.fed_eval import evaluating, fed_eval
 from sumfold.learning.optimizers import as_client_optimizer
+from sumfold.learning.own_loop import OwnLoop, no_client_optimizer
 from sumfold.learning.process import Process
+from sumfold.models.host import HostModel
 from sumfold.models.model import Model, Parts
 from sumfold.tree import Tree
 
@@ -51,6 +53,22 @@ class Local(NamedTuple):
     weights: Tuned
     optimizer: Tree
     num_batches: Int[Array, ""]
+
+
+def _as_sent(task: Task) -> Parts:
+    weights: Parts = task.message
+    return weights
+
+
+def _tuned(message: Parts, memory: Tuned) -> Parts:
+    return message._replace(trainable=memory.trainable, statistics=memory.statistics)
+
+
+def _fitted(
+    trainable: Tree, statistics: Tree, optimizer: Tree, sums: Tree, examples: Any, batches: Any, own: Tree
+) -> Local:
+    """What a model's own loop ends with, as a client's run."""
+    return Local(Tuned(trainable, statistics), optimizer, batches)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -160,7 +178,7 @@ def _check(train: Federation, test: Federation) -> None:
 
 @user_facing
 def fine_tune(
-    model: Model, client_optimizer: Any, *, batching: Batching | Any = None, per_client: bool | Any = False
+    model: Model, client_optimizer: Any = None, *, batching: Batching | Any = None, per_client: bool | Any = False
 ) -> FineTuning:
     """An evaluation of what clients gain by training a model further on their own rows.
 
@@ -169,7 +187,7 @@ def fine_tune(
 
     Args:
         model: from ``sumfold.models``.
-        client_optimizer: as in `fed_avg`, for the fine-tuning.
+        client_optimizer: as in `fed_avg`, for the fine-tuning; left out for a model that brings its own.
         batching: of the training rows: ``sf.Batching(size=32, max_steps=10)`` is ten steps. Default `Batching()`.
         per_client: also give each client's own numbers, under ``clients``; they then leave the clients as they are, as
             in `fed_eval`. A client whose training is not finite has only those before it.
@@ -190,8 +208,9 @@ def fine_tune(
         >>> reached["loss"], reached["fine_tuned_loss"], reached["num_examples"]
         (4.0, 1.0, 6)
     """
-    check_model(model)
-    client = as_client_optimizer(client_optimizer)
+    check_model(model, own_loop=True)
+    own_loop = model if isinstance(model, HostModel) else None
+    client = no_client_optimizer(client_optimizer, own_loop) if own_loop else as_client_optimizer(client_optimizer)
 
     def remembered(message: Parts) -> Tuned:
         return Tuned(message.trainable, message.statistics)
@@ -214,7 +233,10 @@ def fine_tune(
     def finalize(state: Parts, results: Mapping[str, Any], counted: Measured, key: Key) -> tuple[Parts, Metrics]:
         return state, {"client_work": {"fine_tune": {"num_batches": counted.sums["num_batches"]}}}
 
-    work = Work(begin, train, report, batching_for(model, batching), remembered)
+    chosen = own_loop.batching if own_loop and own_loop.batching and batching is None else batching_for(model, batching)
+    work: Work | HostWork = Work(begin, train, report, chosen, remembered)
+    if own_loop:
+        work = HostWork(OwnLoop(own_loop.trainer, _as_sent, None, chosen, _fitted), begin, report, chosen, remembered)
     training = Process(
         Round(
             "fine_tune",
@@ -227,8 +249,5 @@ def fine_tune(
         with_parts=lambda state, parts: parts,
     )
 
-    def used(message: Parts, memory: Tuned) -> Parts:
-        return message._replace(trainable=memory.trainable, statistics=memory.statistics)
-
     before = fed_eval(model, per_client=per_client)
-    return FineTuning(before, training, evaluating("fine_tuned", model, None, per_client, remembered, used))
+    return FineTuning(before, training, evaluating("fine_tuned", model, None, per_client, remembered, _tuned))

@@ -112,7 +112,10 @@ class HostModel(Model):
             examples = (*examples[:2], row_weights(examples[2], rows))
         what = f"x {describe(examples[0])} and y {describe(examples[1])}"
         sums, _, _ = self._asked(what, lambda: self.trainer.measure(parts, examples))
-        return {**{k: np.asarray(v).tolist() for k, v in self.finish(sums).items()}, "num_examples": rows}
+        return {
+            **{k: np.asarray(v).tolist() for k, v in self.finish(jax.tree.map(jnp.asarray, sums)).items()},
+            "num_examples": rows,
+        }
 
     def check(self, parts: Parts, batch: Any) -> Tree:
         """Nothing can be traced: what does not fit shows when a client trains."""
@@ -162,7 +165,8 @@ class Sums:
             if name in values:
                 measured: Tree = (np.sum(values[name] * weight), np.sum(weight))
             else:
-                measured = metric.measure(outputs, y, jnp.asarray(weight, jnp.float32))
+                seen, labels = jax.tree.map(jnp.asarray, (outputs, y))
+                measured = metric.measure(seen, labels, jnp.asarray(weight, jnp.float32))
             self.values[name] = jax.tree.map(lambda a, b: np.asarray(a) + np.asarray(b), self.values[name], measured)
 
     def all(self) -> dict[str, Tree]:

@@ -6,6 +6,7 @@ scores. Nothing is ever a mean of means.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -175,27 +176,29 @@ def auc_histogram(bins: int = 2048) -> Metric:
     if bins < 2:
         raise CompositionError("SF-COMP-013", f"auc_histogram({bins})", "two bins or more", "2048 is the default")
 
-    def measure(outputs: Tree, y: Tree, weight: Array) -> Array:
-        scores = jnp.asarray(outputs)
-        if scores.ndim == 2 and scores.shape[1] == 2:
-            scores = scores[:, 1] - scores[:, 0]
-        scores = one_per_example(scores, weight, "the model, for a two-class AUC,")
-        place = jnp.floor((scores / (1 + jnp.abs(scores)) + 1) / 2 * bins).astype(jnp.int32).clip(0, bins - 1)
-        y = jnp.asarray(y)
-        if y.ndim == 2 and y.shape[1] == 2:
-            y = y.argmax(-1)
-        label = (y.reshape(weight.shape).astype(jnp.float32) > 0.5).astype(jnp.int32)
-        finite = jnp.where(jnp.isfinite(scores), weight, jnp.nan)  # a score that is no number must not pass unseen
-        return jnp.zeros((2, bins), jnp.float32).at[label, place].add(jnp.where(weight > 0, finite, 0))
+    return Metric(np.zeros((2, bins), np.float32), functools.partial(_histograms, bins), _area)
 
-    def finish(histograms: Array) -> Array:
-        negative, positive = histograms
-        below = jnp.cumsum(negative) - negative
-        pairs = negative.sum() * positive.sum()
-        won = (positive * (below + negative / 2)).sum()
-        return jnp.where(pairs == 0, 0, won / jnp.where(pairs == 0, 1, pairs))  # not a number stays so
 
-    return Metric(np.zeros((2, bins), np.float32), measure, finish)
+def _histograms(bins: int, outputs: Tree, y: Tree, weight: Array) -> Array:
+    scores = jnp.asarray(outputs)
+    if scores.ndim == 2 and scores.shape[1] == 2:
+        scores = scores[:, 1] - scores[:, 0]
+    scores = one_per_example(scores, weight, "the model, for a two-class AUC,")
+    place = jnp.floor((scores / (1 + jnp.abs(scores)) + 1) / 2 * bins).astype(jnp.int32).clip(0, bins - 1)
+    y = jnp.asarray(y)
+    if y.ndim == 2 and y.shape[1] == 2:
+        y = y.argmax(-1)
+    label = (y.reshape(weight.shape).astype(jnp.float32) > 0.5).astype(jnp.int32)
+    finite = jnp.where(jnp.isfinite(scores), weight, jnp.nan)  # a score that is no number must not pass unseen
+    return jnp.zeros((2, bins), jnp.float32).at[label, place].add(jnp.where(weight > 0, finite, 0))
+
+
+def _area(histograms: Array) -> Array:
+    negative, positive = histograms
+    below = jnp.cumsum(negative) - negative
+    pairs = negative.sum() * positive.sum()
+    won = (positive * (below + negative / 2)).sum()
+    return jnp.where(pairs == 0, 0, won / jnp.where(pairs == 0, 1, pairs))  # not a number stays so
 
 
 auc: Metric = auc_histogram()

@@ -358,7 +358,11 @@ class Torch:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 self.module = self.built()
-        module = copy.deepcopy(self.module)
+        try:
+            module = copy.deepcopy(self.module)
+        except RuntimeError:  # torch.nn.utils.weight_norm keeps what PyTorch does not copy
+            with torch.random.fork_rng(devices=[]):
+                module = self.built()
         known = {**parts.trainable, **parts.statistics, **parts.constants}
         with torch.no_grad():
             for name, value in [*module.named_parameters(), *module.named_buffers()]:

@@ -17,6 +17,7 @@ from sumfold.core.driver import Notes, Outcome, State, Totals, check_groups, com
 from sumfold.core.group import KINDS
 from sumfold.core.round import HostWork, Round
 from sumfold.core.store import ClientStore
+from sumfold.simulation.canonical import canonical
 from sumfold.simulation.host import Host, Hosted
 from sumfold.simulation.placement import Placement, room
 from sumfold.simulation.stream import Clients, Table, stream, table_of
@@ -60,7 +61,7 @@ class _Bound:
 
     def __init__(self, round: Round, host: Host) -> None:
         self.round, self.host = round, host
-        self.halves = [client_half(phase) for phase in round.phases]
+        self.halves = [_fast(client_half(phase)) for phase in round.phases]
         self.hosted = {i: Hosted(i, phase) for i, phase in enumerate(round.phases) if isinstance(phase.work, HostWork)}
         self.server = compiled_server(round) if self.hosted else round
         self.placement = Placement()
@@ -209,6 +210,13 @@ def _keeping(half: ClientHalf, briefing: Briefing, kept: Tree) -> Keeping:
     start = Start(briefing, half.fresh(briefing, kept), kept, jnp.int32(0))
     key = keys.typed(jnp.zeros(2, jnp.uint32))
     return half.finish(start, half.init(start, key), key)[1]
+
+
+def _fast(half: ClientHalf) -> ClientHalf:
+    """On a CPU, convolutions inside a round's loops need the layout that XLA computes fast."""
+    if half.step is None or jax.default_backend() != "cpu":
+        return half
+    return half._replace(step=canonical(half.step))
 
 
 def _commit(store: ClientStore, ids: list[Any], remembered: Any) -> ClientStore:

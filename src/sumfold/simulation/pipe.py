@@ -13,7 +13,7 @@ from collections import ChainMap
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cloudpickle
 import numpy as np
@@ -40,20 +40,20 @@ def code(run: Callable[..., Any]) -> bytes:
     return data.getvalue()
 
 
-class _Pickler(cloudpickle.Pickler):
-    """As cloudpickle's, and code keeps the name of its file: a traceback from a worker shows the user's lines."""
-
-    dispatch_table = ChainMap(
-        {types.CodeType: lambda code: (_in_file, (code.co_filename, *_plain(code)))},
-        *cloudpickle.Pickler.dispatch_table.maps,
-    )
-
-
 _plain = cloudpickle.Pickler.dispatch_table[types.CodeType]
 
 
 def _in_file(name: str, make: Callable[..., types.CodeType], given: tuple[Any, ...]) -> types.CodeType:
     return make(*given).replace(co_filename=name)
+
+
+_REDUCERS = {types.CodeType: lambda code: (_in_file, (code.co_filename, *_plain(code)))}
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """As cloudpickle's, and code keeps the name of its file: a traceback from a worker shows the user's lines."""
+
+    dispatch_table: ClassVar[Any] = ChainMap(_REDUCERS, *cloudpickle.Pickler.dispatch_table.maps)
 
 
 def unsendable(what: str) -> WorkError:

@@ -37,7 +37,7 @@ class Ray:
     """
 
     address: str | None = None
-    cpus: float = 1
+    cpus: int | float = 1
 
     @user_facing
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ def _ray() -> Any:
 class Cluster:
     """A joined cluster; see `sumfold.simulation.host.Pool`."""
 
-    def __init__(self, cpus: float) -> None:
+    def __init__(self, cpus: int | float) -> None:
         self.ray = _ray()
         self.size = max(int(self.ray.cluster_resources().get("CPU", 1) / cpus), 1)
         # Ray's own retries would hide what happened, and how often.
