@@ -50,7 +50,9 @@ def main() -> None:
     copy = 4 * PARAMETERS
     bound = process._run
     plans = tuple(
-        bound.placement.clients(Cohort(federation, np.arange(clients)), phase.work.batching, state.seed, 1)
+        bound.placement.clients(
+            Cohort(federation, np.arange(clients)), phase.work.batching, state.seed, 1, bound.placement.places(clients)
+        )
         for phase in process.round.phases
     )
     examples = bound.placement.examples(federation)

@@ -208,13 +208,16 @@ def adaptive_clip(target=0.5, rate=0.2):
 
 
 def top_k(k=1):
-    """Sparsification with error feedback (Stich et al. 2018, Algorithm 1): the stage's own client memory."""
+    """Sparsification with error feedback (Stich et al. 2018, Algorithm 1): the stage's own client memory, by leaf."""
+
+    def largest(owed):
+        threshold = jnp.sort(jnp.abs(owed).ravel())[-k]
+        return jnp.where(jnp.abs(owed) >= threshold, owed, 0.0)
 
     def encode(public, memory, given, key):
-        owed = given.value + memory
-        threshold = jnp.sort(jnp.abs(owed))[-k]
-        sent = jnp.where(jnp.abs(owed) >= threshold, owed, 0.0)
-        return Contribution(sent, given.weight), owed - sent
+        owed = tree.add(given.value, memory)
+        sent = jax.tree.map(largest, owed)
+        return Contribution(sent, given.weight), tree.sub(owed, sent)
 
     return Stage(encode, lambda s, t, key: (t, s, {}), memory=tree.zeros_like, group=None)
 
@@ -223,11 +226,14 @@ def median():
     """The coordinate-wise median (Yin et al. 2018, Algorithm 1) of clients that weigh something; needs individuals."""
 
     def encode(public, memory, given, key):
-        return jnp.where(given.weight > 0, given.value, jnp.nan), memory
+        return jax.tree.map(lambda a: jnp.where(given.weight > 0, a, jnp.nan), given.value), memory
 
     def decode(state, stacked, key):
-        present = stacked.present.reshape(-1, *[1] * (stacked.values.ndim - 1))
-        return jnp.nanmedian(jnp.where(present, stacked.values, jnp.nan), axis=0), state, {}
+        def middle(values):
+            present = stacked.present.reshape(-1, *[1] * (values.ndim - 1))
+            return jnp.nanmedian(jnp.where(present, values, jnp.nan), axis=0)
+
+        return jax.tree.map(middle, stacked.values), state, {}
 
     return Stage(encode, decode, group=stack)
 

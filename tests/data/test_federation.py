@@ -321,9 +321,12 @@ def test_exactly_one_of_client_ids_and_offsets():
 def test_client_ids_must_fit():
     with refused("SF-DATA-020", r"\(2,\)", "3 rows"):
         Federation.from_arrays([1.0, 2.0, 3.0], client_ids=["a", "b"])
-    for ids in ([1.5, 2.5], np.array(["a", None], object), [True, False]):
+    for ids in ([1.5, 2.5], np.array(["a", None], object), np.array([True, False])):
         with refused("SF-DATA-020", "dtype"):
             Federation.from_arrays([1.0, 2.0], client_ids=ids)
+    for truths in ([True, False], [2, True], np.array([2, True], object)):
+        with refused("SF-DATA-020", "str or int for every row"):
+            Federation.from_arrays([1.0, 2.0], client_ids=truths)
 
 
 @pytest.mark.parametrize("offsets", [[0, 1], [1, 3], [0, 2, 1, 3], [0.0, 3.0], [], [[0, 3]]])
@@ -392,6 +395,22 @@ def test_unknown_clients_are_named():
         numbered(1, 1, 1).positions(["a", 0])
     with pytest.raises(KeyError):
         fed.sizes["c"]
+
+
+@pytest.mark.parametrize("clients", [{0: [1.0], 1: [2.0]}, [[1.0], [2.0]], {"a": [1.0], 1: [2.0]}], ids=str)
+def test_true_and_numbers_with_a_point_are_no_ids(clients, tmp_path):
+    fed = Federation.from_clients(clients)
+    fed.save(tmp_path / "f.sqlite")
+    for one in (fed, Federation.from_sqlite(tmp_path / "f.sqlite")):
+        assert 1 in one
+        assert np.int32(1) in one
+        for key in (True, np.True_, 1.0, np.float32(1), [1], None):
+            assert key not in one
+        with refused("SF-DATA-011", "no client True", "mask"):
+            one[True]
+        for ids in ([True], [1, True], np.array([True, False]), (np.True_,)):
+            with refused("SF-DATA-011", "no client (True|np.True_|1)?", "mask"):
+                one.subset(ids)
 
 
 def test_repeated_clients_are_named():

@@ -81,7 +81,7 @@ def test_a_column_of_lists_keeps_its_shape_and_dtype(made):
     fed = Federation.from_datasets(data, client="site", label="ill", features="pixels")
     assert repr(fed) == "Federation(2 clients, 3 examples, x uint8[2,2], y int8)"
     np.testing.assert_array_equal(fed["a"][0], [[[5, 6], [7, 8]]])
-    fed = Federation.from_datasets(data, client="age", label="vector", features="vector")
+    fed = Federation.from_datasets(data, client="age", label="vector", features="pixels")
     assert fed[64][1].tolist() == [[3.0, 4.0]]
 
 
@@ -150,6 +150,24 @@ def test_columns_that_are_not_there(made):
 def test_columns_that_are_no_numbers(made, features, words):
     with refused("SF-DATA-097", repr(features[0] if isinstance(features, list) else features), words):
         Federation.from_datasets(made(pa.table(COLUMNS)), client="site", label="ill", features=features)
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (pa.array([0, None, 1]), ["row 1 of the dataset;"]),
+        (pa.array([None, 1.0, float("nan")]), ["row 0 of the dataset"]),
+        (pa.array([1.0, float("nan"), float("nan")]), ["row 1 of the dataset, nor in 1 more"]),
+        (pa.array([[1.0], None, [2.0]]), ["row 1"]),
+        (pa.array([[1.0], [2.0], [float("nan")]]), ["row 2"]),
+        (pa.array([True, None, False]), ["row 1"]),
+    ],
+    ids=["none", "none and nan", "nan", "lists", "nan in lists", "truth"],
+)
+def test_rows_without_a_label(made, labels, words):
+    table = pa.table({"site": ["a", "b", "a"], "x": [1.0, 2.0, 3.0], "y": labels})
+    with refused("SF-DATA-111", "no label 'y'", *words):
+        Federation.from_datasets(made(table), client="site", label="y")
 
 
 def test_clients_without_a_name(made):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import zlib
 from collections import namedtuple
 
 import jax.numpy as jnp
@@ -143,7 +144,7 @@ def test_ids_are_found_and_told_apart(tmp_path):
     for key, value in names.items():
         assert back[key].tolist() == value
     assert np.int64(1) in back
-    for key in ("2", 2, 2**70, None, [], 1.5):
+    for key in ("2", 2, 2**70, None, [], 1.5, "\ud800"):
         assert key not in back
     with refused("SF-DATA-011", "'x'", "5 ids"):
         back.subset(["1", "x"])
@@ -164,15 +165,15 @@ def test_large_clients_lie_in_pieces(tmp_path, monkeypatch):
     assert_same(back.pooled(), fed.pooled())
 
 
-def test_the_fingerprint_is_that_of_the_content(tmp_path):
+def test_the_fingerprint_is_that_of_the_federation_that_was_saved(tmp_path):
     x, y = draw.random((6, 2)), np.arange(6)
     fed = Federation.from_arrays(x, y, client_ids=["b", "a", "a", "b", "b", "a"])
-    marks = {stored(fed, tmp_path / "1.sqlite").fingerprint()}
-    marks.add(stored(Federation.from_clients({"a": fed["a"], "b": fed["b"]}), tmp_path / "2.sqlite").fingerprint())
-    marks.add(stored(Federation.from_sqlite(tmp_path / "1.sqlite"), tmp_path / "3.sqlite").fingerprint())
-    assert len(marks) == 1
-    x[0, 0] += 1
-    assert stored(fed, tmp_path / "4.sqlite").fingerprint() not in marks
+    train, test = fed.split(0.5)
+    for one in (fed, train, test, fed.subset(["b"]), Federation.from_batches({"a": [([1.0], [0])]})):
+        back = stored(one, tmp_path / "1.sqlite")
+        assert back.fingerprint() == one.fingerprint()
+        assert stored(back, tmp_path / "2.sqlite").fingerprint() == one.fingerprint()
+    assert train.fingerprint() != test.fingerprint()
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -196,6 +197,8 @@ def test_what_a_file_cannot_hold(tmp_path):
         Federation.from_clients({2**70: [1.0]}).save(tmp_path / "f")
     with refused("SF-DATA-106", r"\(1, 2\)", "str or int"):
         Federation.from_clients([{(1, 2): [1.0]}]).save(tmp_path / "f")
+    with refused("SF-DATA-106", r"the client id 'a\\\\udc80'", "strings of Unicode"):
+        Federation.from_clients({"a": [1.0], "a\udc80": [1.0]}).save(tmp_path / "f")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -212,8 +215,11 @@ def path(tmp_path):
 
 def alter(path, *statements):
     connection = sqlite3.connect(path)
+    connection.create_function("crc32", 1, lambda text: zlib.crc32(text.encode()))
     for statement in statements:
         connection.execute(statement)
+    if statements[0].startswith("UPDATE about"):
+        connection.execute("UPDATE about SET crc = crc32(value)")
     connection.commit()
     connection.close()
 
@@ -313,12 +319,12 @@ def test_a_file_that_was_replaced_is_not_mixed_with_the_old_one(path):
     thread.join()
     assert raised == ["SF-DATA-105"]
     with refused("SF-DATA-105", "another federation", "from_sqlite"):
-        Federation.from_sqlite(path)._file.__class__._connection(_with_fingerprint(path, "old"))
+        Federation.from_sqlite(path)._file.__class__._connection(_with_digest(path, "old"))
 
 
-def _with_fingerprint(path, fingerprint):
+def _with_digest(path, digest):
     file = Federation.from_sqlite(path)._file
-    file.about["fingerprint"] = fingerprint
+    file.about["digest"] = digest
     del file._own.connection
     return file
 
@@ -528,6 +534,10 @@ def test_training_resumes_on_a_file_and_refuses_another(tmp_path):
     half = train(Federation.from_sqlite(tmp_path / "f.sqlite"), 4, "half")
     np.testing.assert_array_equal(*(process.get_model_weights(h.state)["w"] for h in (whole, half)))
     assert whole.evaluations == half.evaluations
+    train(fed, 2, "both")  # the one in memory and the one in the file are the same run's
+    both = train(Federation.from_sqlite(tmp_path / "f.sqlite"), 4, "both")
+    np.testing.assert_array_equal(*(process.get_model_weights(h.state)["w"] for h in (whole, both)))
+    train(fed, 5, "both")
     other = fed.subset(fed.ids[1:])
     with pytest.raises(sf.CheckpointError, match="federation"):
         train(stored(other, tmp_path / "other.sqlite"), 5, "half")

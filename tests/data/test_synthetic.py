@@ -98,8 +98,10 @@ def test_it_depends_on_the_seed_and_the_clients_number_alone():
         ({"clients": 2.0}, r"clients=2\.0"),
         ({"seed": -1}, "seed=-1"),
         ({"seed": True}, "seed=True"),
+        ({"iid": "yes"}, "iid='yes'; needed: True or False"),
+        ({"iid": 1}, "iid=1"),
     ],
-    ids=["alpha", "beta", "word", "nobody", "float", "seed", "truth"],
+    ids=["alpha", "beta", "word", "nobody", "float", "seed", "truth", "iid", "iid number"],
 )
 def test_parameters_out_of_range(options, words):
     with refused("SF-DATA-110", words, "choose another"):

@@ -140,6 +140,40 @@ def test_client_of_of_another_length_or_kind():
             Federation.from_torch(ITEMS, client_of=client_of)
     with refused("SF-DATA-020", "str or int"):
         Federation.from_torch(ITEMS, client_of=lambda index: None)
+    for truths in ([True, 1, 2], lambda index: bool(index)):
+        with refused("SF-DATA-020", "str or int"):
+            Federation.from_torch(ITEMS, client_of=truths)
+
+
+def test_an_attribute_that_is_no_sequence_of_ids():
+    class Dataset(list):
+        ragged = [[1], [1, 2], [3]]  # noqa: RUF012
+        word = "abc"
+        number = 3
+
+        def shut(self):
+            return None
+
+        @property
+        def grumpy(self):
+            return Grumpy()
+
+    class Grumpy:
+        def __len__(self):
+            return 3
+
+        def __array__(self, dtype=None, copy=None):
+            raise RuntimeError("not today")
+
+    for name, words in (
+        ("ragged", "inhomogeneous"),
+        ("word", r"Dataset.word of shape \(\)"),
+        ("number", "Dataset.number is a int"),
+        ("shut", "Dataset.shut is a method"),
+        ("grumpy", "no list of ids .not today"),
+    ):
+        with refused("SF-DATA-092", words, "3 items"):
+            Federation.from_torch(Dataset(ITEMS), client_of=name)
 
 
 def test_items_that_are_no_numbers_name_their_index():

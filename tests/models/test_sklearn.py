@@ -12,7 +12,7 @@ import sumfold as sf
 pytest.importorskip("sklearn")
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.linear_model import LogisticRegression, SGDClassifier, SGDRegressor
-from sklearn.naive_bayes import BernoulliNB, ComplementNB, GaussianNB, MultinomialNB
+from sklearn.naive_bayes import BernoulliNB, CategoricalNB, ComplementNB, GaussianNB, MultinomialNB
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -59,15 +59,41 @@ def test_one_round_of_naive_bayes_is_the_pooled_fit(digits, estimator, runtime):
         )
 
 
-def test_gaussian_naive_bayes_has_the_pooled_moments(digits):
-    train, _ = digits
-    model = sf.models.from_sklearn(GaussianNB(), train.pooled()[0][:10], classes=range(10))
-    weights, _ = trained(model, train, 1, sf.Simulation())
-    x, y = train.pooled()
-    sevens = x[y == 7].astype(np.float64)
-    assert weights["moments_0"][7] == len(sevens)
-    np.testing.assert_allclose(weights["moments_1"][7], sevens.sum(0), rtol=1e-5)
-    np.testing.assert_allclose(weights["moments_2"][7], (sevens**2).sum(0), rtol=1e-5)
+def test_gaussian_naive_bayes_survives_features_far_from_zero():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 150)
+    x = rng.normal(size=(150, 4)) + y[:, None] + 1e4
+    model = sf.models.from_sklearn(GaussianNB(), x[:10], classes=range(3))
+    weights, _ = trained(model, [(x[k::3], y[k::3]) for k in range(3)], 1, sf.Loopback())
+    pooled = GaussianNB().fit(x, y)
+    seen = x.astype(np.float32).astype(np.float64)
+    np.testing.assert_allclose(model.predict(weights, x), pooled.predict_proba(seen), atol=2e-2)
+    assert np.array_equal(model.export(weights).predict(seen), GaussianNB().fit(seen, y).predict(seen))
+
+
+def test_the_estimator_comes_back_fitted(digits):
+    train, test = digits
+    model = sf.models.from_sklearn(SGDClassifier(random_state=0), train.pooled()[0][:10], classes=range(10))
+    weights, _ = trained(model, train.subset(range(3)), 1, sf.Loopback())
+    x, y = test.pooled()
+    estimator = model.export(weights)
+    assert isinstance(estimator, SGDClassifier)
+    assert estimator.score(x, y) == pytest.approx(model.evaluate(weights, x, y)["accuracy"])
+
+
+def test_a_run_without_a_random_state_can_be_resumed(tmp_path):
+    rng = np.random.default_rng(0)
+    clients = {k: (rng.normal(size=(9, 3)), rng.integers(0, 2, 9)) for k in "ab"}
+
+    def process():
+        model = sf.models.from_sklearn(SGDClassifier(), np.zeros((1, 3)), classes=[0, 1])
+        return sf.learning.fed_avg(model).on(sf.Loopback())
+
+    sf.train(process(), clients, rounds=2, checkpoint=tmp_path, progress=False)
+    history = sf.train(process(), clients, rounds=4, checkpoint=tmp_path, progress=False)
+    straight = sf.train(process(), clients, rounds=4, progress=False)
+    for a, b in zip(jax.tree.leaves(history.state), jax.tree.leaves(straight.state), strict=True):
+        assert np.array_equal(a, b)
 
 
 @RUNTIMES
@@ -138,11 +164,18 @@ def test_points_without_labels_are_clustered():
     centres = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
     clients = [centres[rng.integers(0, 3, 40)] + rng.normal(scale=0.1, size=(40, 2)) for _ in range(4)]
     model = sf.models.from_sklearn(MiniBatchKMeans(3, n_init=3, random_state=0), np.concatenate(clients))
-    pairs = [(x, np.zeros(len(x))) for x in clients]
-    weights, metrics = trained(model, pairs, 3, sf.Loopback())
+    weights, metrics = trained(model, clients, 3, sf.Loopback())
     found = np.asarray(weights["cluster_centers_"])
     assert np.abs(found[:, None] - centres).sum(-1).min(0).max() < 0.2
     assert metrics["client_work"]["train"]["loss"] < 0.1
+
+
+def test_categories_are_counted_over_all_clients():
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, [3, 5, 2], (90, 3)), rng.integers(0, 2, 90)
+    model = sf.models.from_sklearn(CategoricalNB(min_categories=[3, 5, 2]), x[:4], classes=[0, 1])
+    weights, _ = trained(model, [(x[:20], y[:20]), (x[20:], y[20:])], 1, sf.Loopback())
+    np.testing.assert_allclose(model.predict(weights, x), CategoricalNB().fit(x, y).predict_proba(x), atol=1e-6)
 
 
 def test_example_weights_of_zero_leave_rows_out():
@@ -151,7 +184,7 @@ def test_example_weights_of_zero_leave_rows_out():
     weights, _ = trained(model, [(x, y, np.array([1.0, 1.0, 0.0]))], 1, sf.Loopback())
     np.testing.assert_allclose(weights["moments_0"], [1, 1])
     without = sf.models.from_sklearn(SGDClassifierWithoutWeights(), x, classes=[0, 1])
-    with pytest.raises(sf.WorkError, match="SF-MODEL-035"):
+    with pytest.raises(sf.CompositionError, match="SF-MODEL-035"):
         trained(without, [(x, y, np.ones(3))], 1, sf.Loopback())
 
 
@@ -178,3 +211,4 @@ def test_estimators_that_cannot_be_used_are_refused():
     assert "2 rows for 3 clusters" in refused("SF-MODEL-033", MiniBatchKMeans(3), x)
     assert "classes=None" in refused("SF-MODEL-034", SGDClassifier(), x)
     assert "classes=[1]" in refused("SF-MODEL-034", SGDClassifier(), x, classes=[1])
+    assert "early_stopping" in refused("SF-MODEL-036", SGDClassifier(early_stopping=True), x, classes=[0, 1])

@@ -23,7 +23,11 @@ def program_bytes(clients: int) -> int:
     state = process.initialize()
     bound = process._run
     batching = process.round.phases[0].work.batching
-    plans = (bound.placement.clients(Cohort(federation, np.arange(clients)), batching, state.seed, 0),)
+    plans = (
+        bound.placement.clients(
+            Cohort(federation, np.arange(clients)), batching, state.seed, 0, bound.placement.places(clients)
+        ),
+    )
     examples = bound.placement.examples(federation)
     memory, seen = bound._recall(state, [], len(plans[0][0].rows))
     arguments = (state.algorithm, state.stages, state.seed, np.int32(0), plans, examples, memory, seen)

@@ -298,7 +298,7 @@ def test_a_worker_killed_from_outside_in_the_middle_of_a_client(tmp_path):
             time.sleep(0.01)
         os.kill(int(marker.read_text()), signal.SIGKILL)
 
-    killer = threading.Thread(target=from_outside)
+    killer = threading.Thread(target=from_outside, daemon=True)
     killer.start()
     state, metrics = once(mean_of(run))
     killer.join()
@@ -383,23 +383,30 @@ class Program:
 
     def __init__(self, text, tmp_path):
         environment = {**os.environ, "TMPDIR": str(tmp_path)}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM + text],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-            start_new_session=True,
-        )
+        self.err = tmp_path / "err"
+        with self.err.open("w") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", PROGRAM + text],
+                stdout=subprocess.PIPE,
+                stderr=err,
+                text=True,
+                env=environment,
+                start_new_session=True,
+            )
 
     def told(self):
         line = self.process.stdout.readline()
-        assert line, self.process.stderr.read()
+        assert line, self.err.read_text()
         self.pids, self.folder = (json.loads(line)[name] for name in ("pids", "folder"))
 
     def ended(self, seconds=60):
-        out, err = self.process.communicate(timeout=seconds)
-        return out, err
+        late = threading.Timer(seconds, self.process.kill)
+        late.start()
+        with self.process.stdout:
+            out = self.process.stdout.read()
+        self.process.wait()
+        late.cancel()
+        return out, self.err.read_text()
 
     def check_nothing_left(self, seconds):
         until = time.monotonic() + seconds
@@ -489,7 +496,7 @@ def test_workers_end_with_a_program_that_is_killed(tmp_path, busy):
     program.process.kill()
     program.process.wait()
     program.check_nothing_left(5)
-    program.process.stdout.close(), program.process.stderr.close()
+    program.process.stdout.close()
     assert not list(tmp_path.glob("sumfold-*"))
 
 

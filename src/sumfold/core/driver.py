@@ -20,7 +20,7 @@ from sumfold import keys, tree
 from sumfold.core.client import Briefing, Start, client_half, report_shapes
 from sumfold.core.cohort import Cohort
 from sumfold.core.group import add
-from sumfold.core.round import Measured, Metrics, Phase, Round
+from sumfold.core.round import HostWork, Measured, Metrics, Phase, Round
 from sumfold.core.store import ClientStore
 from sumfold.errors import CompositionError, DataError, StateError
 from sumfold.keys import Key
@@ -290,6 +290,13 @@ def check_groups(round: Round, runtime: Runtime) -> None:
         CompositionError: naming the part, its group and what the runtime offers.
     """
     for phase in round.phases:
+        if isinstance(phase.work, HostWork) and not callable(phase.work.run):
+            raise CompositionError(
+                "SF-HOST-012",
+                f"HostWork({phase.work.run!r}) in {round.name!r}",
+                "a function (message, data, key, memory) -> Report",
+                "pass the function itself",
+            )
         for part, stage in phase.aggregate.items():
             kind = (stage.group or add).kind
             if kind not in runtime.groups:

@@ -186,7 +186,7 @@ def _describe(node: Any, path: tuple[Any, ...], arrays: dict[str, NDArray[Any]])
         return None
     if isinstance(node, ClientStore):
         return {"store": [[client, child(client, node[client])] for client in sorted(node, key=repr)]}
-    if type(node) is dict:
+    if isinstance(node, dict):  # a subclass comes back as a plain one
         if unfit := [key for key in node if type(key) not in {str, int, float, bool}]:
             raise _unfit(f"the key {unfit[0]!r}", path, "use str or int as keys")
         return {"dict": [[key, child(key, value)] for key, value in node.items()]}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import os
 import random
 import traceback
 import types
@@ -24,7 +25,7 @@ from sumfold import keys, tree
 from sumfold.core.cohort import ClientData
 from sumfold.core.round import HostWork, Phase, Report, Task, Work
 from sumfold.core.stage import Contribution
-from sumfold.errors import WorkError, is_library
+from sumfold.errors import SumfoldError, WorkError, is_library
 from sumfold.keys import HostKey, Key
 from sumfold.tree import Tree
 
@@ -42,6 +43,9 @@ __all__ = [
 
 _log = logging.getLogger("sumfold")
 
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+"""The library's folder."""
+
 
 class Failure(NamedTuple):
     """Why a client's function gave no result.
@@ -49,6 +53,7 @@ class Failure(NamedTuple):
     Attributes:
         reason: one line.
         detail: the traceback of the user's code, or "".
+        refusal: the error of Sumfold's own that it was, if so: then the round ends, for it is no single client's.
 
     Example:
         >>> Failure("ValueError: bad row", "").reason
@@ -57,6 +62,7 @@ class Failure(NamedTuple):
 
     reason: str
     detail: str
+    refusal: SumfoldError | None = None
 
 
 def attempt(
@@ -70,6 +76,8 @@ def attempt(
     try:
         with _seeded(key.number("global")):
             return run(_read_only(message), _read_only(data), key, _read_only(memory))
+    except SumfoldError as error:
+        return Failure(str(error), _told(error), error)
     except (Exception, SystemExit) as error:  # an exit() in it ends the client's work, not the process
         lines = str(error).strip().splitlines()
         return Failure(f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": "), _told(error))
@@ -78,7 +86,7 @@ def attempt(
 def _told(error: BaseException) -> str:
     """The traceback from the user's function on."""
     own = traceback.TracebackException.from_exception(error)
-    if own.stack and own.stack[0].filename == __file__:
+    while len(own.stack) > 1 and own.stack[0].filename.startswith(_HERE):
         del own.stack[0]
     return "".join(own.format())
 
@@ -165,7 +173,14 @@ def all_failed(client: Any, failure: Failure, number: int) -> WorkError:
 
 
 def report_failure(client: Any, failure: Failure, *, first: bool) -> None:
-    """Log that a client failed; the traceback of a round's first failure only, for often they are all alike."""
+    """Log that a client failed; the traceback of the first failure only, for often they are all alike.
+
+    Raises:
+        SumfoldError: the failure itself, where it is an error of Sumfold's own.
+    """
+    if failure.refusal is not None:
+        failure.refusal.add_note(f"This happened at client {client!r}.")
+        raise failure.refusal
     _log.warning("client %r failed: %s%s", client, failure.reason, f"\n{failure.detail}" if first else "")
 
 
@@ -191,9 +206,10 @@ def conformed(work: HostWork, expected: Tree, carry: Tree, phase: Phase, message
             'return for example sf.Report({"update": sf.Contribution(value, weight)})',
         )
     try:
-        arrays = jax.tree.map(tree.canonical, carry)
+        with np.errstate(over="ignore"):  # a number too large for 32 bits is infinite there, and is counted as such
+            arrays = jax.tree.map(tree.canonical, carry)
         given = tree.specs(arrays)  # refuses strings, which are arrays to NumPy
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise WorkError(
             "SF-HOST-003", f"{name} returned {_kind(carry)} ({error})", "a tree of numeric arrays", "convert its leaves"
         ) from error
@@ -282,7 +298,11 @@ def _identity(value: Any, seen: set[int]) -> str:
         return f"{{{','.join(sorted(_identity(item, seen) for item in value))}}}"
     if isinstance(value, (type, types.ModuleType)) or not hasattr(value, "__dict__"):
         return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
-    return f"{type(value).__qualname__}{_identity(vars(value), seen)}"
+    try:
+        state = value.__getstate__()  # leaves out what an object only keeps for itself
+    except Exception:
+        state = vars(value)
+    return f"{type(value).__qualname__}{_identity(state, seen)}"
 
 
 def _contents(cell: Any) -> Any:

@@ -6,7 +6,7 @@ mapping: a round makes a new one that shares every entry that did not change, so
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, KeysView, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -41,6 +41,10 @@ class ClientStore(Mapping[Any, Tree]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def keys(self) -> KeysView[Any]:
+        """The clients' ids; set operations on them are a dict's."""
+        return self._entries.keys()
 
     def __repr__(self) -> str:
         return f"ClientStore({len(self)} clients)"

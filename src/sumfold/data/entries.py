@@ -12,7 +12,7 @@ import functools
 import numbers
 import weakref
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -179,28 +179,6 @@ def is_numeric(dtype: np.dtype[Any]) -> bool:
     return dtype.kind in "biufc" or (dtype.kind == "V" and dtype.type is not np.void)
 
 
-def numeric_column(df: Any, name: str) -> Array:
-    """A column of a data frame as an array of numbers.
-
-    Raises:
-        DataError: it holds something else (SF-DATA-023).
-
-    Example:
-        >>> numeric_column({"age": [51, 64]}, "age")
-        array([51, 64])
-    """
-    column = np.asarray(df[name])
-    if not is_numeric(column.dtype):
-        raise DataError(
-            "SF-DATA-023",
-            f"column {name!r} has dtype {column.dtype}",
-            "a column of numbers",
-            f"encode it as integers (pandas.factorize(df[{name!r}])[0]), convert it with "
-            f'.astype("float32"), or leave it out with features=[…]',
-        )
-    return column
-
-
 def _converted(value: Any, who: str, name: str) -> Array:
     if hasattr(value, "detach"):  # torch refuses __array__ for tensors with gradients or on a device
         value = value.detach().cpu()
@@ -335,16 +313,24 @@ def checked_id(key: Any) -> ClientId:
         >>> checked_id(np.int64(3))
         3
     """
-    if isinstance(key, str):
-        return str(key)
-    if isinstance(key, int | np.integer) and not isinstance(key, bool):
-        return int(key)
+    if is_id(key):
+        return str(key) if isinstance(key, str) else int(key)
     raise DataError(
         "SF-DATA-012",
         f"the client id {_short(key)}",
         "a str or an int",
         "name clients by str(…) or number them",
     )
+
+
+def is_id(key: object) -> TypeGuard[str | int | np.integer[Any]]:
+    """Whether a value can be a client's id: True and 1.0, which are equal to 1, cannot.
+
+    Example:
+        >>> is_id("a"), is_id(np.int64(1)), is_id(True)
+        (True, True, False)
+    """
+    return isinstance(key, str | int | np.integer) and not isinstance(key, bool)
 
 
 def read_client(key: ClientId, entry: Any, kept: Kept, batched: bool | None = None) -> Client:

@@ -140,18 +140,20 @@ class Federation:
 
     @classmethod
     @user_facing
-    def from_frame(cls, df: Any, *, client: str, label: str, features: str | Sequence[str] | None = None) -> Federation:
-        """The federation of a data frame (pandas, Polars or alike) with one row per example.
+    def from_frame(
+        cls, df: Any, *, client: str | Any, label: str | Any, features: str | Sequence[str] | Any = None
+    ) -> Federation:
+        """The federation of a data frame (pandas, Polars or alike) or an Arrow table, with one row per example.
 
         Args:
-            df: has ``columns`` and gives a column by ``df[name]``.
+            df: has ``columns`` and gives a column by ``df[name]``; or a ``pyarrow.Table``.
             client: the column of client ids, str or int.
-            label: the column of labels, numbers.
+            label: the column of labels, numbers; none may be missing.
             features: the columns that become x[N, len(features)], numbers; a str is one column; None means all others.
 
         Raises:
-            DataError: a column that is not there (SF-DATA-022) or holds no numbers (023), ids that do not
-                fit (020).
+            DataError: a column that is not there (SF-DATA-022) or holds no numbers (023), ids that do not fit (020), a
+                row without a label (111), and columns that are named wrongly (112 … 115).
 
         Example:
             >>> import pandas as pd
@@ -167,31 +169,32 @@ class Federation:
     @user_facing
     def from_folder(
         cls,
-        path: str | os.PathLike[str],
-        pattern: str = "*.csv|*.parquet",
+        path: str | os.PathLike[str] | Any,
+        pattern: str | Any = "*.csv|*.parquet",
         *,
-        label: str,
-        features: str | Sequence[str] | None = None,
+        label: str | Any,
+        features: str | Sequence[str] | Any = None,
     ) -> Federation:
         """The federation of a folder with one file for each site; ids are the files' names without suffix.
 
         Every file has the same columns, in any order. The features are stacked into x[N, len(features)] in the order
         of `features`, or of the first file's columns. Dtypes are those of the columns, promoted to a common one over
         columns and files as `from_frame` and `from_clients` do (float64 as soon as there is a decimal point or a
-        missing value). Missing values are NaN. A file without rows is an empty client. CSV files are UTF-8 with a
+        missing value). Missing features are NaN. A file without rows is an empty client. CSV files are UTF-8 with a
         line of column names; pandas reads them where it is installed.
 
         Args:
             path: the folder.
             pattern: the files, as in ``Path.glob``, alternatives separated by ``|``. ``"**/*.csv"`` looks into folders
                 too, and ids are then paths such as ``"north/ward-1"``. Hidden files are left out.
-            label: the column of labels, numbers.
+            label: the column of labels, numbers; none may be missing.
             features: the columns that become x, numbers; a str is one column; None means all others.
 
         Raises:
             DataError: two files for one id (SF-DATA-080), no such folder (081), no matching file (082), files with
                 different columns (083), a column that a file lacks (084) or that holds no numbers (085), a file that
-                cannot be read (086), a suffix other than .csv, .parquet and .pq (087).
+                cannot be read (086), a suffix other than .csv, .parquet and .pq (087), a row without a label (111),
+                columns that are named wrongly or have no name (112 … 114).
             MissingExtraError: a Parquet file without pyarrow.
 
         Example:
@@ -237,7 +240,7 @@ class Federation:
     @classmethod
     @user_facing
     def from_datasets(
-        cls, dataset: Any, *, client: str, label: str, features: str | Sequence[str] | None = None
+        cls, dataset: Any, *, client: str | Any, label: str | Any, features: str | Sequence[str] | Any = None
     ) -> Federation:
         """The federation of a Hugging Face ``datasets.Dataset`` with one row per example.
 
@@ -248,12 +251,13 @@ class Federation:
         Args:
             dataset: one split, in memory or on disk.
             client: the column of client ids, str or int.
-            label: the column of labels: numbers, or lists of one length.
+            label: the column of labels: numbers, or lists of one length; none may be missing.
             features: the columns that become x; None means all others.
 
         Raises:
             DataError: several splits, a stream, or no Dataset (SF-DATA-095), a column that is not there (096) or holds
-                neither numbers nor lists of one length (097), ids that do not fit (020).
+                neither numbers nor lists of one length (097), ids that do not fit (020), a row without a label (111),
+                columns that are named wrongly (112 … 114).
 
         Example:
             >>> try:
@@ -552,13 +556,11 @@ class Federation:
     # ------------------------------------------------------------------------------------------ private
 
     def _find(self, key: object) -> int | None:
-        if isinstance(self.ids, range):
-            number = int(key) if isinstance(key, int | np.integer) else None
-            return self.ids.index(number) if number is not None and number in self.ids else None
-        try:
-            return self._index().get(key)
-        except TypeError:  # not hashable, so not an id
+        if not entries.is_id(key):
             return None
+        if isinstance(self.ids, range):
+            return self.ids.index(int(key)) if not isinstance(key, str) and int(key) in self.ids else None
+        return self._index().get(key)
 
     def _index(self) -> dict[Any, int]:
         if "index" not in self._memo:

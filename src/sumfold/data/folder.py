@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from sumfold.data.arrow import column_array
 from sumfold.data.assemble import from_entries
+from sumfold.data.columns import check_labels, check_names, named_columns
 from sumfold.data.entries import Array, is_numeric
 from sumfold.data.federation import Federation
 from sumfold.errors import DataError, missing_extra
@@ -20,13 +22,13 @@ Table = Mapping[str, Array]
 """The columns of one file, by name."""
 
 
-def from_folder(
-    path: str | os.PathLike[str], pattern: str, label: str, features: str | Sequence[str] | None
-) -> Federation:
+def from_folder(path: Any, pattern: Any, label: Any, features: Any) -> Federation:
     """See `Federation.from_folder`."""
+    wanted = named_columns(label, features)
+    if not isinstance(path, str | os.PathLike):
+        raise _no_folder(f"{path!r} ({type(path).__name__})")
     folder = Path(path)
     files = _matching(folder, pattern)
-    wanted = None if features is None else [features] if isinstance(features, str) else list(features)
     names: list[str] = wanted or []
     first: tuple[str, set[str]] | None = None
     clients: dict[str, Any] = {}
@@ -36,8 +38,10 @@ def from_folder(
         if not table:  # a file of no bytes
             clients[client] = []
             continue
+        if wanted is None:
+            check_names(table, f"the file {shown!r}")
         if first is None:
-            names = wanted or [name for name in table if name != label]
+            names = [name for name in table if name != label] if wanted is None else wanted
         elif wanted is None:
             _check_same(shown, set(table), *first)
         first = first or (shown, set(table))
@@ -46,19 +50,31 @@ def from_folder(
                 raise _lacks(shown, name, list(table))
         if not names:
             raise _lacks(shown, None, list(table))
+        check_labels(table[label], label, f"the file {shown!r}")
         x = np.stack([_numbers(table, name, shown) for name in names], axis=1)
         clients[client] = (x, _numbers(table, label, shown))
     return from_entries(clients, {}, batched=False)
 
 
-def _matching(folder: Path, pattern: str) -> dict[str, Path]:
+def _no_folder(came: str) -> DataError:
+    return DataError(
+        "SF-DATA-081",
+        came,
+        "a folder with one file for each site",
+        "check the path; for one table with a column of sites use Federation.from_frame(df, client=…, label=…)",
+    )
+
+
+def _matching(folder: Path, pattern: Any) -> dict[str, Path]:
     """The files by client id, in the order of the ids."""
     if not folder.is_dir():
+        raise _no_folder(f"{str(folder)!r}, which is {'a file' if folder.exists() else 'not there'}")
+    if not isinstance(pattern, str):
         raise DataError(
-            "SF-DATA-081",
-            f"{str(folder)!r}, which is {'a file' if folder.exists() else 'not there'}",
-            "a folder with one file for each site",
-            "check the path; for one table with a column of sites use Federation.from_frame(df, client=…, label=…)",
+            "SF-DATA-082",
+            f"pattern={pattern!r} ({type(pattern).__name__})",
+            "patterns in one str",
+            'write for example pattern="*.csv|*.parquet"',
         )
     try:
         found = {file for part in pattern.split("|") for file in folder.glob(part.strip()) if file.is_file()}
@@ -122,6 +138,7 @@ def _parquet(file: Path, wanted: Sequence[str] | None) -> Table:
         raise missing_extra("pyarrow", "parquet") from None
     with parquet.ParquetFile(file) as opened:
         there = opened.schema_arrow.names
+        _check_distinct(there)
         table = opened.read([name for name in there if wanted is None or name in wanted])
     # A data frame's index that was stored as a column is none of the user's columns.
     read = {name: _column(table[name], name) for name in table.column_names if not name.startswith("__index_level_")}
@@ -136,30 +153,45 @@ def _column(column: Any, name: str) -> Array:
 
 
 def _csv(file: Path, wanted: Sequence[str] | None) -> Table:
-    with file.open(encoding="utf-8-sig", newline="") as opened:
-        names = next((line for line in csv.reader(opened) if line), [])
-        if len(set(names)) < len(names):
-            raise ValueError("two columns of one name")
     try:
         import pandas as pd
     except ImportError:
         return _csv_alone(file)
-    if not names:
+    names: list[str] | None = None
+    for line in _lines(file):  # pandas would fill up a short line with missing values
+        names = names or line
+    if names is None:
         return {}
     df = pd.read_csv(file, encoding="utf-8-sig")
-    if not isinstance(df.index, pd.RangeIndex):
-        raise ValueError("more fields in a line than columns")
     return {str(name): np.empty(0) if df.empty else np.asarray(df[name]) for name in df.columns}
 
 
 def _csv_alone(file: Path) -> Table:
-    with file.open(encoding="utf-8-sig", newline="") as opened:
-        lines = [line for line in csv.reader(opened) if line]
+    lines = list(_lines(file))
     names, rows = (lines[0], lines[1:]) if lines else ([], [])
-    for number, row in enumerate(rows, 2):
-        if len(row) != len(names):
-            raise ValueError(f"{len(row)} fields in line {number}, {len(names)} columns")
     return {name: _parsed([row[place] for row in rows]) for place, name in enumerate(names)}
+
+
+def _lines(file: Path) -> Iterator[list[str]]:
+    """The lines that are not blank, all of one number of fields."""
+    width = None
+    with file.open(encoding="utf-8-sig", newline="") as opened:
+        reader = csv.reader(opened)
+        for line in reader:
+            if not line or (len(line) == 1 and not line[0].strip()):
+                continue
+            if width is None:
+                _check_distinct([name for name in line if name])
+                width = len(line)
+            if len(line) != width:
+                raise ValueError(f"{len(line)} fields in line {reader.line_num}, {width} columns")
+            yield line
+
+
+def _check_distinct(names: Sequence[str]) -> None:
+    twice = next((name for name, times in Counter(names).items() if times > 1), None)
+    if twice is not None:
+        raise ValueError(f"two columns of one name, {twice!r}")
 
 
 _MISSING = {"", "nan", "na", "n/a", "null", "none"}
@@ -170,7 +202,7 @@ def _parsed(fields: list[str]) -> Array:
     """Integers, floats or booleans if all fields are; the fields themselves otherwise."""
     words = [field.strip().lower() for field in fields]
     if any("_" in word for word in words):  # Python reads 1_000 as a number
-        return np.array(fields, object)
+        return _words(fields)
     if fields and all(word in _TRUTH for word in words):
         return np.array([_TRUTH[word] for word in words])
     try:
@@ -180,7 +212,11 @@ def _parsed(fields: list[str]) -> Array:
     try:
         return np.array([np.nan if word in _MISSING else float(word) for word in words])
     except ValueError:
-        return np.array(fields, object)
+        return _words(fields)
+
+
+def _words(fields: list[str]) -> Array:
+    return np.array([None if field.strip().lower() in _MISSING else field for field in fields], object)
 
 
 def _numbers(table: Table, name: str, shown: str) -> Array:
@@ -189,7 +225,7 @@ def _numbers(table: Table, name: str, shown: str) -> Array:
         return np.empty(0)
     if is_numeric(column.dtype) and column.ndim == 1:
         return column
-    words = (value for value in column.tolist() if not _is_number(value)) if column.ndim == 1 else iter(())
+    words = (v for v in column.tolist() if v is not None and not _is_number(v)) if column.ndim == 1 else iter(())
     word = next(words, None)
     raise DataError(
         "SF-DATA-085",

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from sumfold.data.arrow import column_array
 from sumfold.data.assemble import from_arrays
+from sumfold.data.columns import check_labels, check_names, named_columns, refuse_rows
 from sumfold.data.entries import Array, is_numeric
 from sumfold.data.federation import Federation
 from sumfold.errors import DataError
 
 
-def from_datasets(dataset: Any, client: str, label: str, features: str | Sequence[str] | None) -> Federation:
+def from_datasets(dataset: Any, client: Any, label: Any, features: Any) -> Federation:
     """See `Federation.from_datasets`."""
     _check_split(dataset)
+    wanted = named_columns(label, features, client=client)
     there = list(dataset.column_names)
-    others = [name for name in there if name not in (client, label)]
-    names = others if features is None else [features] if isinstance(features, str) else list(features)
+    names = [name for name in there if name not in (client, label)] if wanted is None else wanted
     missing = [name for name in (client, label, *names) if name not in there]
     if missing or not names:
         raise DataError(
@@ -28,15 +29,20 @@ def from_datasets(dataset: Any, client: str, label: str, features: str | Sequenc
             f"columns among {there}",
             "look at the spelling of client=, label= and features=",
         )
+    if wanted is None:
+        check_names(names, "the dataset")
     used = list(dict.fromkeys((client, label, *names)))
     table = dataset.select_columns(used).with_format("arrow")[:]
+    refuse_rows(np.flatnonzero(table[label].is_null().to_numpy()), label, "the dataset")
+    labels = _numbers(table, label)
+    check_labels(labels, label, "the dataset")
     columns = [_numbers(table, name) for name in names]
     if len(columns) > 1:
         lists = [name for name, column in zip(names, columns, strict=True) if column.ndim > 1]
         if lists:
             raise _unfit(lists[0], f"lists, beside {len(names) - 1} other feature columns")
     x = columns[0] if columns[0].ndim > 1 else np.stack(columns, axis=1)
-    return from_arrays(x, _numbers(table, label), None, column_array(table[client]), None)
+    return from_arrays(x, labels, None, column_array(table[client]), None)
 
 
 def _check_split(dataset: Any) -> None:

@@ -23,6 +23,7 @@ def grouped(client_ids: Any, rows: int) -> tuple[Ids, Int64]:
         >>> grouped(["b", "a", "b"], 3)
         (('a', 'b'), array([1, 0, 1]))
     """
+    no_truths(client_ids)
     given = np.asarray(client_ids)
     if given.dtype.kind == "O":
         values = given.tolist()
@@ -48,6 +49,22 @@ def grouped(client_ids: Any, rows: int) -> tuple[Ids, Int64]:
     names = unique.tolist()
     numbered = unique.dtype.kind in "iu" and names == list(range(len(names)))
     return range(len(names)) if numbered else tuple(names), owner.astype(np.int64)
+
+
+def no_truths(ids: Any) -> None:
+    """Refuse True and False in a list of ids: NumPy reads them as 1 and 0 beside numbers.
+
+    Raises:
+        DataError: naming the first (SF-DATA-020).
+
+    Example:
+        >>> no_truths([0, 1])
+    """
+    truth = next((key for key in ids if isinstance(key, bool)), None) if isinstance(ids, list | tuple) else None
+    if truth is not None:
+        raise DataError(
+            "SF-DATA-020", f"the client id {truth}", "str or int for every row", "number the clients, or name them"
+        )
 
 
 def checked_offsets(offsets: Any, rows: int) -> Int64:
@@ -108,12 +125,19 @@ def places_in_range(own: range, ids: Any) -> Int64:
     """
     if isinstance(ids, range):
         wanted = np.arange(ids.start, ids.stop, ids.step)
+    elif hasattr(ids, "__array__"):
+        wanted = np.asarray(ids)
     else:
-        wanted = np.asarray(ids if hasattr(ids, "__array__") else list(ids))
+        listed = list(ids)
+        if any(isinstance(key, bool) for key in listed):  # among numbers NumPy would read it as one
+            raise unknown_id(next(key for key in listed if isinstance(key, bool)), own)
+        wanted = np.asarray(listed)
     if wanted.size == 0:
         return np.zeros(0, np.int64)
     if wanted.dtype.kind not in "iu" or wanted.ndim != 1:
-        raise unknown_id(next((key for key in wanted.tolist() if not isinstance(key, int)), wanted), own)
+        raise unknown_id(
+            next((k for k in wanted.tolist() if not isinstance(k, int) or isinstance(k, bool)), wanted), own
+        )
     distance = wanted.astype(np.int64) - own.start
     found, off = distance // own.step, distance % own.step
     wrong = (off != 0) | (found < 0) | (found >= len(own))
@@ -125,4 +149,7 @@ def places_in_range(own: range, ids: Any) -> Int64:
 def unknown_id(key: object, ids: Ids) -> DataError:
     """The error for an id that no client has."""
     known = ", ".join(map(repr, ids[:5])) + (", …" if len(ids) > 5 else "")
-    return DataError("SF-DATA-011", f"no client {key!r}", f"one of the {len(ids)} ids ({known})", "look at fed.ids")
+    do = "look at fed.ids"
+    if isinstance(key, bool | np.bool_):
+        do = "ids are str or int; for a mask pass [id for id, there in zip(fed.ids, mask) if there]"
+    return DataError("SF-DATA-011", f"no client {key!r}", f"one of the {len(ids)} ids ({known})", do)

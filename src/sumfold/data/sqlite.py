@@ -40,9 +40,9 @@ _PIECE = 64 << 20
 """Bytes of a piece; SQLite takes less than a thousand million."""
 
 _TABLES = """
-CREATE TABLE about (value TEXT NOT NULL);
-CREATE TABLE vectors (name TEXT PRIMARY KEY, data BLOB NOT NULL);
-CREATE TABLE ids (position INTEGER PRIMARY KEY, id NOT NULL);
+CREATE TABLE about (value TEXT NOT NULL, crc INTEGER NOT NULL);
+CREATE TABLE vectors (name TEXT PRIMARY KEY, crc INTEGER NOT NULL, data BLOB NOT NULL);
+CREATE TABLE ids (position INTEGER PRIMARY KEY, id NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE pieces (place INTEGER PRIMARY KEY, crc INTEGER NOT NULL, data BLOB NOT NULL);
 """
 
@@ -73,7 +73,7 @@ def save(federation: Federation, path: str | os.PathLike[str]) -> None:
 
 
 def _description(federation: Federation) -> tuple[dict[str, Any], Sequence[ClientId] | None]:
-    """What ``about`` says, except for the fingerprint; and the ids to list, None where they are a range."""
+    """What ``about`` says, except for the digest; and the ids to list, None where they are a range."""
     leaves, structure = entries.flatten(federation.examples)
     ids = federation.ids
     numbered = [ids.start, ids.stop, ids.step] if isinstance(ids, range) else None
@@ -84,6 +84,7 @@ def _description(federation: Federation) -> tuple[dict[str, Any], Sequence[Clien
         "structure": write_structure(structure),
         "leaves": [[dtype_word(leaf.dtype), list(leaf.shape[1:])] for leaf in leaves],
         "batched": federation.batch_sizes is not None,
+        "fingerprint": federation.fingerprint(),  # that of the federation in memory, so that a run goes on with either
     }
     return about, None if numbered else ids
 
@@ -110,19 +111,50 @@ def _write(
     connection.execute("BEGIN")
     for name, vector in vectors.items():
         hashed.update(vector.tobytes())
-        connection.execute("INSERT INTO vectors VALUES (?, ?)", (name, vector.tobytes()))
+        data = vector.tobytes()
+        connection.execute("INSERT INTO vectors VALUES (?, ?, ?)", (name, _checksum(name, data), data))
     if ids is not None:
-        connection.executemany("INSERT INTO ids VALUES (?, ?)", enumerate(map(_storable, _hashing(ids, hashed))))
+        connection.executemany("INSERT INTO ids VALUES (?, ?, ?)", _listed(ids, hashed))
         connection.execute("CREATE UNIQUE INDEX by_id ON ids (id)")
     connection.executemany("INSERT INTO pieces VALUES (?, ?, ?)", _pieces(federation, hashed))
-    connection.execute("INSERT INTO about VALUES (?)", (json.dumps({**about, "fingerprint": hashed.hexdigest()}),))
+    text = json.dumps({**about, "digest": hashed.hexdigest()})
+    connection.execute("INSERT INTO about VALUES (?, ?)", (text, zlib.crc32(text.encode())))
     connection.execute("COMMIT")
 
 
-def _hashing(ids: Iterable[ClientId], hashed: Any) -> Iterator[ClientId]:
-    for key in ids:
+def _listed(ids: Iterable[ClientId], hashed: Any) -> Iterator[tuple[int, ClientId, int]]:
+    """Every client's place, id and their checksum."""
+    for place, key in enumerate(ids):
+        if storable(key) is None:
+            raise unfit(f"the client id {key!r}", "ids that are integers of at most 64 bits, or strings of Unicode")
         hashed.update(f"{key!r}\n".encode())
-        yield key
+        yield place, key, id_checksum(place, key)
+
+
+def storable(key: ClientId) -> ClientId | None:
+    """The id, None if a file cannot hold it."""
+    if isinstance(key, int):
+        return key if -(2**63) <= key < 2**63 else None
+    try:
+        key.encode()
+    except UnicodeEncodeError:  # half of a pair of surrogates
+        return None
+    return key
+
+
+def id_checksum(place: int, key: ClientId) -> int:
+    """A checksum of an id that knows whose it is.
+
+    Example:
+        >>> id_checksum(0, "1") == id_checksum(0, 1)
+        False
+    """
+    return zlib.crc32(f"{place}:{key!r}".encode())
+
+
+def _checksum(place: int | str, data: bytes) -> int:
+    """A checksum of bytes that knows where they belong."""
+    return zlib.crc32(data, zlib.crc32(str(place).encode()))
 
 
 def _pieces(federation: Federation, hashed: Any) -> Iterator[tuple[int, int, bytes]]:
@@ -131,7 +163,8 @@ def _pieces(federation: Federation, hashed: Any) -> Iterator[tuple[int, int, byt
         hashed.update(data)
         for number, begin in enumerate(range(0, len(data), _PIECE)):
             piece = data[begin : begin + _PIECE] if len(data) > _PIECE else data
-            yield (position << _SHIFT) + number, zlib.crc32(piece), piece
+            place = (position << _SHIFT) + number
+            yield place, _checksum(place, piece), piece
 
 
 def _rows(federation: Federation) -> Iterator[bytes]:
@@ -146,12 +179,6 @@ def _rows(federation: Federation) -> Iterator[bytes]:
         at = slice(start, start + count)
         where = at if federation.order is None else federation.order[at]
         yield b"".join([leaf[where].tobytes() for leaf in leaves])
-
-
-def _storable(key: ClientId) -> ClientId:
-    if isinstance(key, int) and not -(2**63) <= key < 2**63:
-        raise unfit(f"the client id {key}", "ids of at most 64 bits, or strings")
-    return key
 
 
 def _to_disk(path: Path) -> None:
@@ -186,10 +213,10 @@ class File:
 
     def vector(self, name: str) -> Int64:
         """One of the file's vectors of integers."""
-        for (data,) in self.ask("SELECT data FROM vectors WHERE name = ?", name):
-            if len(data) % 8 == 0:
+        for crc, data in self.ask("SELECT crc, data FROM vectors WHERE name = ?", name):
+            if isinstance(data, bytes) and len(data) % 8 == 0 and _checksum(name, data) == crc:
                 return np.frombuffer(data, "<i8").astype(np.int64, copy=False)
-        raise self.damaged(f"no {name!r} in it")
+        raise self.damaged(f"the checksum of the clients' {name!r}")
 
     def clients(self, low: int, high: int) -> Iterator[tuple[int, bytes]]:
         """The positions from `low` to before `high` that have rows, and their bytes, the checksums compared."""
@@ -197,8 +224,8 @@ class File:
         answers = self.ask(question, low << _SHIFT, high << _SHIFT)
         for position, group in itertools.groupby(answers, lambda answer: answer[0] >> _SHIFT):
             pieces = []
-            for _, crc, data in group:
-                if zlib.crc32(data) != crc:
+            for place, crc, data in group:
+                if not isinstance(data, bytes) or _checksum(place, data) != crc:
                     raise self.damaged(f"the checksum of client number {position}")
                 pieces.append(data)
             yield position, pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -216,7 +243,7 @@ class File:
     def _sound(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeError, ValueError, TypeError, OverflowError, MemoryError) as error:
             raise self.damaged(str(error)) from error
 
     def _connection(self) -> sqlite3.Connection:
@@ -229,7 +256,7 @@ class File:
         with self._sound():
             uri = f"{self.path.as_uri()}?mode=ro&immutable=1"
             connection = sqlite3.connect(uri, uri=True, isolation_level=None)
-        if self.about and self._description(connection).get("fingerprint") != self.about["fingerprint"]:
+        if self.about and self._description(connection).get("digest") != self.about["digest"]:
             raise DataError(
                 "SF-DATA-105",
                 f"{str(self.path)!r} holds another federation than when it was opened",
@@ -241,10 +268,13 @@ class File:
 
     def _description(self, connection: sqlite3.Connection) -> dict[str, Any]:
         with self._sound():
-            found = connection.execute("SELECT value FROM about").fetchall()
+            found = connection.execute("SELECT value, crc FROM about").fetchall()
         try:
-            return dict(json.loads(found[0][0]))
-        except (ValueError, TypeError, IndexError) as error:
+            ((text, crc),) = found
+            if zlib.crc32(text.encode()) != crc:
+                raise ValueError("its checksum")
+            return dict(json.loads(text))
+        except (ValueError, TypeError, AttributeError) as error:
             raise self.damaged("no description") from error
 
 

@@ -14,7 +14,7 @@ from sumfold.data.assemble import in_range
 from sumfold.data.description import Leaf, read_dtype, read_structure
 from sumfold.data.entries import Array, ClientId, Ids, Structure, Tree
 from sumfold.data.federation import Federation
-from sumfold.data.sqlite import File
+from sumfold.data.sqlite import File, id_checksum, storable
 from sumfold.errors import user_facing
 
 Int64 = npt.NDArray[np.int64]
@@ -43,7 +43,7 @@ class StoredFederation(Federation):
             structure, _ = read_structure(about["structure"], 0)
             ids: Ids = _StoredIds(file, clients) if about["range"] is None else range(*map(int, about["range"]))
             batched = bool(about["batched"])
-            str(about["fingerprint"])
+            str(about["fingerprint"]), str(about["digest"])
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise file.damaged(f"its description: {error}") from error
         counts = file.vector("counts")
@@ -69,7 +69,7 @@ class StoredFederation(Federation):
         return StoredFederation, (str(self._file.path),)
 
     def fingerprint(self) -> str:
-        """The hash of everything in the file, taken when it was written."""
+        """That of the federation that was saved, so that a run goes on with either."""
         return str(self._file.about["fingerprint"])
 
     def take(self, position: int) -> Tree:
@@ -228,20 +228,30 @@ class _StoredIds(Sequence[ClientId]):
 
     def find(self, key: object) -> int | None:
         """The position of an id; None if no client has it."""
-        if isinstance(key, np.integer):
-            key = int(key)
-        if not isinstance(key, str | int) or (isinstance(key, int) and not -(2**63) <= key < 2**63):
+        if not entries.is_id(key):
             return None
-        return next((int(place) for (place,) in self._file.ask("SELECT position FROM ids WHERE id = ?", key)), None)
+        known = storable(str(key) if isinstance(key, str) else int(key))
+        if known is None:
+            return None
+        for (place,) in self._file.ask("SELECT position FROM ids WHERE id = ?", known):
+            if not isinstance(place, int) or self._at(place) != known:  # the index is not what it was
+                raise self._file.damaged(f"the index of ids at {known!r}")
+            return place
+        return None
 
     def _at(self, place: int) -> Any:
-        for (key,) in self._file.ask("SELECT id FROM ids WHERE position = ?", place):
-            return key
-        raise self._file.damaged(f"no id of client number {place}")
+        return next(self._between(place, place + 1))
 
     def _between(self, low: int, high: int) -> Iterator[Any]:
-        question = "SELECT id FROM ids WHERE position >= ? AND position < ? ORDER BY position"
-        return (key for (key,) in self._file.ask(question, low, high))
+        expected = low
+        question = "SELECT position, id, crc FROM ids WHERE position >= ? AND position < ? ORDER BY position"
+        for place, key, crc in self._file.ask(question, low, high):
+            if place != expected or crc != id_checksum(place, key):
+                break
+            expected += 1
+            yield key
+        if expected < high:
+            raise self._file.damaged(f"the id of client number {expected}")
 
 
 class _Lengths(Sequence[Int64]):

@@ -29,7 +29,7 @@ def synthetic_linear(
     beta: float | Any = 1.0,
     *,
     clients: int | Any = 30,
-    iid: bool = False,
+    iid: bool | Any = False,
     seed: int | Any = 0,
 ) -> Federation:
     """Synthetic(α, β): clients whose linear models and whose data differ, as much as `alpha` and `beta` say.
@@ -66,6 +66,8 @@ def synthetic_linear(
     for name, number, least in (("clients", clients, 1), ("seed", seed, 0)):
         if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < least:
             raise _parameter(name, number, f"a whole number of at least {least}")
+    if not isinstance(iid, bool | np.bool_):
+        raise _parameter("iid", iid, "True or False")
     shared = np.random.Generator(np.random.Philox(np.random.SeedSequence(int(seed))))
     common = shared.normal(size=(_CLASSES, _FEATURES)), shared.normal(size=_CLASSES)
     deviation = np.arange(1, _FEATURES + 1) ** -0.6  # the root of Σ_jj

@@ -16,6 +16,7 @@ from sumfold.data import entries
 from sumfold.data.assemble import from_arrays
 from sumfold.data.entries import Array, Structure, Tree
 from sumfold.data.federation import Federation
+from sumfold.data.owners import no_truths
 from sumfold.errors import DataError
 
 Int64 = npt.NDArray[np.int64]
@@ -124,7 +125,11 @@ def _owners(client_of: Any, whole: Any, at: Int64 | None, rows: int) -> Any:
 def _each(ids: Any, name: str, rows: int) -> npt.NDArray[Any]:
     if not (hasattr(ids, "__len__") or hasattr(ids, "__array__")) or isinstance(ids, Mapping):
         raise _unfit(f"{name} is a {type(ids).__name__}", rows)
-    array = np.asarray(ids.detach().cpu() if hasattr(ids, "detach") else ids)
+    no_truths(ids)
+    try:
+        array = np.asarray(ids.detach().cpu() if hasattr(ids, "detach") else ids)
+    except Exception as error:  # whatever an object of the user's raises when it is read as an array
+        raise _unfit(f"{name} is a {type(ids).__name__} and no list of ids ({error})", rows) from error
     if array.shape != (rows,):
         raise _unfit(f"{name} of shape {array.shape}", rows)
     return array

@@ -102,14 +102,21 @@ def check_rate(metrics: Metrics, number: int) -> None:
         )
 
 
-def check_remembered(clients: ClientStore, federation: Federation) -> None:
+def check_remembered(clients: ClientStore, federation: Federation, met: set[Any]) -> None:
     """Refuse a state that remembers clients whom the federation does not know: their memory is of other data.
+
+    Args:
+        clients: of the state.
+        federation: of this round.
+        met: clients that it is known to have; those of the state are added.
 
     Raises:
         DataError: naming some of them.
     """
     known = federation.whole
-    strangers = [client for client in clients if client not in known]
+    new = clients.keys() - met
+    strangers = [client for client in new if client not in known]
+    met |= new.difference(strangers)
     if strangers:
         raise DataError(
             "SF-DATA-057",

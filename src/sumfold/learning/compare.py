@@ -31,7 +31,7 @@ from sumfold.learning.history import History, encoded, headline, scalars
 from sumfold.learning.process import Process
 from sumfold.learning.progress import shown
 from sumfold.learning.sampling import Policy
-from sumfold.learning.train import check_counts
+from sumfold.learning.train import check_counts, evaluation
 from sumfold.learning.train import train as train_once
 
 __all__ = ["Comparison", "compare"]
@@ -48,6 +48,7 @@ def compare(
     rounds: int,
     seeds: int | Sequence[int] | Any = 5,
     evaluate: Any = None,
+    evaluate_clients: Any = None,
     evaluate_every: int = 1,
     clients_per_round: int | None = None,
     cohorts: Policy | Iterable[Any] | None = None,
@@ -56,7 +57,8 @@ def compare(
 ) -> Comparison:
     """Train several algorithms with `sumfold.train`, each with several seeds, on the same cohorts.
 
-    Ctrl-C stops after the round; the runs that were finished are returned.
+    That every process can be evaluated is checked before the first run. Ctrl-C stops after the round; the runs that
+    were finished are returned.
 
     Args:
         processes: name -> algorithm.
@@ -65,7 +67,11 @@ def compare(
         rounds: of each run.
         seeds: how many, 0 … n − 1, or the seeds themselves.
         evaluate, evaluate_every, clients_per_round, cohorts: as `sumfold.train` takes them.
-        checkpoint: a folder; each run has its own in it, by name and seed. The same call again goes on.
+        evaluate_clients: instead of `evaluate`, client data, as `sumfold.train` takes it: each client's own weights on
+            its own rows, which is fair to personalised algorithms and clusters. True measures so what ``train(seed)``
+            returned as its second.
+        checkpoint: a folder; each run has its own in it, by name and seed. The same call again goes on; evaluations
+            that a folder has already stay as they were made.
         progress: show a bar over all runs on a terminal, plain lines elsewhere; False prints nothing.
 
     Raises:
@@ -92,7 +98,10 @@ def compare(
     runs = len(chosen) * len(processes)
     with shown(runs * rounds, 0, progress) as display:
         for place, seed in enumerate(chosen):
-            federation, test = _data(train, evaluate, seed)
+            federation, test, own = _data(train, evaluate, evaluate_clients, seed)
+            if not place:
+                for process in processes.values():
+                    evaluation(process, test, own)
             for turn, (name, process) in enumerate(processes.items()):
                 before = (place * len(processes) + turn) * rounds
                 history = train_once(
@@ -102,6 +111,7 @@ def compare(
                     clients_per_round=clients_per_round,
                     seed=seed,
                     evaluate=test,
+                    evaluate_clients=own,
                     evaluate_every=evaluate_every,
                     cohorts=cohorts,
                     checkpoint=None if checkpoint is None else Path(checkpoint) / _folder(name) / f"seed-{seed}",
@@ -144,19 +154,35 @@ def _seeds(seeds: Any) -> list[int]:
     return [int(seed) for seed in chosen]
 
 
-def _data(train: Any, evaluate: Any, seed: int) -> tuple[Any, Any]:
-    """What to train and to evaluate on with this seed; client data becomes a federation once, for all algorithms."""
-    given, test = train(seed) if callable(train) else train, evaluate
-    if callable(train) and isinstance(given, tuple) and len(given) == 2:
-        if evaluate is not None:
-            raise CompositionError(
-                "SF-COMP-104",
-                "evaluate, and train(seed) that returns a pair",
-                "one place that the data to evaluate comes from",
-                "leave evaluate out, or return client data alone",
-            )
-        given, test = given
-    return as_federation(given, None, {})[0], test
+def _data(train: Any, evaluate: Any, evaluate_clients: Any, seed: int) -> tuple[Any, Any, Any]:
+    """What to train on with this seed, to evaluate, and to evaluate by client.
+
+    Client data becomes a federation once, for all algorithms.
+    """
+    given = train(seed) if callable(train) else train
+    pair = callable(train) and isinstance(given, tuple) and len(given) == 2
+    by_client, evaluate_clients = evaluate_clients is True, None if evaluate_clients is False else evaluate_clients
+    others = evaluate is not None or (evaluate_clients is not None and not by_client)
+    if pair and others:
+        name = "evaluate" if evaluate is not None else "evaluate_clients"
+        raise CompositionError(
+            "SF-COMP-104",
+            f"{name}, and train(seed) that returns a pair",
+            "one place that the data to evaluate comes from",
+            f"leave {name} out, or return client data alone; evaluate_clients=True measures the second of the pair "
+            "by client",
+        )
+    if by_client and not pair:
+        raise CompositionError(
+            "SF-COMP-089",
+            "evaluate_clients=True, and train that is no function which returns a pair",
+            "client data; or True, where train(seed) returns a pair of client data and data to evaluate",
+            "write evaluate_clients=test",
+        )
+    if not pair:
+        return as_federation(given, None, {})[0], evaluate, evaluate_clients
+    federation, test = as_federation(given[0], None, {})[0], given[1]
+    return (federation, None, test) if by_client else (federation, test, None)
 
 
 def _folder(name: str) -> str:
@@ -192,7 +218,7 @@ class Comparison:
 
     Attributes:
         histories: name -> seed -> `History`.
-        rounds: of each run.
+        rounds: that each run was to have; a checkpoint folder may have held more.
         stopped: ``"interrupted"`` after Ctrl-C, with the runs that were finished until then; else None.
 
     Example:
@@ -213,19 +239,39 @@ class Comparison:
     stopped: Literal["interrupted"] | None = None
 
     @user_facing
-    def table(self, target: Mapping[str, float] | tuple[Any, ...] | Any = None) -> str:
+    def table(
+        self,
+        target: Mapping[str, float] | tuple[Any, ...] | Any = None,
+        *,
+        metrics: Sequence[str] | str | Any = None,
+    ) -> str:
         """The algorithms' last numbers, as aligned text: mean ± sample standard deviation over the seeds.
+
+        Numbers in dicts within an evaluation (``"per_client": {…}``) have a column only by name.
 
         Args:
             target: ``{"accuracy": 0.9}`` or ``("accuracy", 0.9)``: a column with the number of rounds until an
                 evaluation first reaches the value, over the seeds that did. A metric whose name has "loss" or "error"
                 in it is to fall to the value, others are to rise to it; ``("perplexity", 20, "min")`` says so itself,
                 as does ``"max"``.
+            metrics: which columns, in this order: metrics of the evaluations and ``"training loss"``; None is all.
 
         Raises:
-            CompositionError: for a target that evaluations do not have.
+            CompositionError: for a metric that the runs do not have.
         """
-        heads, rows = self._cells(_targets(target, self._names()))
+        names: Sequence[str] = [TRAINING, *self._names()]
+        if metrics is not None:
+            names = [metrics] if isinstance(metrics, str) else metrics
+            if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+                raise CompositionError(
+                    "SF-COMP-087", f"metrics={metrics!r}", "a list of names", 'write metrics=["training loss", "auc"]'
+                )
+            for name in names:
+                self._check_metric(name, f"a column for {name!r}")
+        chosen = _targets(target)
+        for one in chosen:
+            self._check_metric(one.metric, f"a target for {one.metric!r}")
+        heads, rows = self._cells(list(names), chosen)
         widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
         lines = [
             "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
@@ -259,7 +305,7 @@ class Comparison:
             metric: one metric of the evaluations, or ``"training loss"``; None is a panel for each.
 
         Raises:
-            CompositionError: for a metric that evaluations do not have.
+            CompositionError: for a metric that the runs do not have.
             MissingExtraError: without matplotlib.
 
         Example:
@@ -274,7 +320,7 @@ class Comparison:
             raise missing_extra("matplotlib", "plot") from error
         names = [TRAINING, *self._names()]
         if metric is not None:
-            _check_metric(metric, names, f"plot({metric!r})")
+            self._check_metric(metric, f"plot({metric!r})")
             names = [metric]
         columns = min(3, len(names))
         rows = math.ceil(len(names) / columns)
@@ -332,7 +378,7 @@ class Comparison:
         words = [
             _count(len(self.histories), "algorithm"),
             _count(len(self._seeds()), "seed"),
-            _count(self.rounds, "round"),
+            self._length(),
         ]
         return f"Comparison({', '.join([*words, *([self.stopped] if self.stopped else [])])})"
 
@@ -340,7 +386,7 @@ class Comparison:
         return self.table()
 
     def _repr_html_(self) -> str:
-        heads, rows = self._cells([])
+        heads, rows = self._cells([TRAINING, *self._names()], [])
         head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
         body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
         caption = html.escape(f"{self!r}: {self._caption()}")
@@ -349,14 +395,26 @@ class Comparison:
     def _seeds(self) -> list[int]:
         return list(dict.fromkeys(seed for runs in self.histories.values() for seed in runs))
 
-    def _names(self) -> list[str]:
-        """The metrics of the evaluations, in their order."""
+    def _names(self, nested: bool = False) -> list[str]:
+        """The metrics of the evaluations, in their order; those in dicts within them only if `nested`."""
         runs = [history for runs in self.histories.values() for history in runs.values()]
-        return list(dict.fromkeys(name for run in runs for entry in run.evaluations[:1] for name in scalars(entry)))
+        made = [entry for run in runs for entry in run.evaluations]
+        if not nested:
+            made = [{k: v for k, v in entry.items() if not isinstance(v, Mapping)} for entry in made]
+        return list(dict.fromkeys(name for entry in made for name in scalars(entry)))
 
-    def _cells(self, targets: list[_Target]) -> tuple[list[str], list[list[str]]]:
-        """The table's head and rows, as text."""
+    def _check_metric(self, metric: str, came: str) -> None:
         names = [TRAINING, *self._names()]
+        if metric not in names and metric not in self._names(nested=True):
+            raise CompositionError(
+                "SF-COMP-106",
+                f"{came}, and the metrics {names}",
+                "a metric that the runs have",
+                "name one of those; pass evaluate=test to sf.compare for metrics of a test set",
+            )
+
+    def _cells(self, names: list[str], targets: list[_Target]) -> tuple[list[str], list[list[str]]]:
+        """The table's head and rows, as text."""
         many = len({len(runs) for runs in self.histories.values()}) > 1
         rows = []
         for algorithm, runs in self.histories.items():
@@ -368,10 +426,13 @@ class Comparison:
     def _caption(self) -> str:
         number = len(self._seeds())
         over = f"mean ± sample standard deviation over {number} seeds" if number > 1 else _count(number, "seed")
+        return f"{over}, after {self._length()}" + (", interrupted" if self.stopped else "")
+
+    def _length(self) -> str:
+        """How many rounds the runs have, in words."""
         lengths = {int(history.state.round) for runs in self.histories.values() for history in runs.values()}
         low, high = min(lengths, default=self.rounds), max(lengths, default=self.rounds)
-        after = _count(high, "round") if low == high else f"{low} to {high} rounds"
-        return f"{over}, after {after}" + (", interrupted" if self.stopped else "")
+        return _count(high, "round") if low == high else f"{low} to {high} rounds"
 
 
 # -- numbers of runs
@@ -421,14 +482,13 @@ def _spread(values: Sequence[float]) -> str:
 # -- targets
 
 
-def _targets(target: Any, names: list[str]) -> list[_Target]:
+def _targets(target: Any) -> list[_Target]:
     if target is None:
         return []
-    given = list(target.items()) if isinstance(target, Mapping) else [target]
-    return [_target(one, names) for one in given]
+    return [_target(one) for one in (target.items() if isinstance(target, Mapping) else [target])]
 
 
-def _target(given: Any, names: list[str]) -> _Target:
+def _target(given: Any) -> _Target:
     parts: list[Any] = [*given, None] if isinstance(given, (tuple, list)) and len(given) in (2, 3) else [None] * 3
     metric, value, mode = parts[:3]
     number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
@@ -439,19 +499,8 @@ def _target(given: Any, names: list[str]) -> _Target:
             'a metric and a number, such as {"accuracy": 0.9} or ("perplexity", 20, "min")',
             "name a metric of the evaluations and the value that it should reach",
         )
-    _check_metric(metric, names, f"a target for {metric!r}")
     falls = any(word in metric.lower() for word in ("loss", "error"))
     return _Target(metric, float(value), mode == "min" if mode else falls)
-
-
-def _check_metric(metric: str, names: list[str], came: str) -> None:
-    if metric not in names:
-        raise CompositionError(
-            "SF-COMP-106",
-            f"{came}, and evaluations of {names or 'nothing'}",
-            "a metric that the runs have",
-            "name one of those; pass evaluate=test to sf.compare for metrics of a test set",
-        )
 
 
 def _reached(runs: Sequence[History], target: _Target) -> str:

@@ -82,6 +82,10 @@ def _phase(
         lines += _rows(tree.specs(upload.parts[part]), indent=4)
     lines += ["  metrics: the algorithm uses only the sum over clients; no bound"]
     lines += _rows(tree.specs(upload.metrics), indent=4)
+    if isinstance(phase.work, HostWork) and phase.work.init is None:
+        lines += [
+            "    and those that the function reports; their sizes are not known beforehand, nor in the total above"
+        ]
     lines += ["  and two flags: whether every number is finite, and every weight valid"]
     lines += ["  no row, and nothing else: a client that is not finite sends only the flags"]
 

@@ -29,7 +29,7 @@ from sumfold.keys import Key
 from sumfold.learning.checks import batching_for, check_aggregator, check_model
 from sumfold.learning.hparams import readable, written
 from sumfold.learning.optimizers import ClientOptimizer, Hparams, as_client_optimizer, as_optimizer
-from sumfold.learning.own_loop import OWN, OwnLoop, check_visible, no_client_optimizer, weight_rows
+from sumfold.learning.own_loop import OWN, OwnLoop, check_steps, check_visible, no_client_optimizer, weight_rows
 from sumfold.learning.process import Process
 from sumfold.learning.summary import summary
 from sumfold.learning.weighting import Weighting, as_weighting
@@ -327,6 +327,7 @@ def averaging(  # noqa: PLR0915 - a record of closures, in the order of a round
     chosen = examples if batching is None and examples is not None else batching_for(model, batching)
     work: Work | HostWork = Work(begin, train, report, chosen, variant.memory)
     if own_loop:
+        check_steps(own_loop, chosen)
         run = OwnLoop(own_loop.trainer, variant.start, variant.pull, chosen, Local)
         work = HostWork(run, begin, report, chosen, variant.memory)
     aggregate = {"update": check_aggregator(aggregator), **variant.stages}
@@ -342,4 +343,5 @@ def averaging(  # noqa: PLR0915 - a record of closures, in the order of a round
         with_hparams=with_hparams,
         with_population=with_population if variant.population is not None else None,
         personal=personal,
+        labelled=own_loop.labelled if own_loop else True,
     )

@@ -28,7 +28,7 @@ from sumfold.keys import Key
 from sumfold.learning.checks import batching_for, check_model
 from sumfold.learning.fed_eval import evaluating, fed_eval
 from sumfold.learning.optimizers import as_client_optimizer
-from sumfold.learning.own_loop import OwnLoop, no_client_optimizer
+from sumfold.learning.own_loop import OwnLoop, check_steps, no_client_optimizer
 from sumfold.learning.process import Process
 from sumfold.models.host import HostModel
 from sumfold.models.model import Model, Parts
@@ -236,6 +236,7 @@ def fine_tune(
     chosen = own_loop.batching if own_loop and own_loop.batching and batching is None else batching_for(model, batching)
     work: Work | HostWork = Work(begin, train, report, chosen, remembered)
     if own_loop:
+        check_steps(own_loop, chosen)
         work = HostWork(OwnLoop(own_loop.trainer, _as_sent, None, chosen, _fitted), begin, report, chosen, remembered)
     training = Process(
         Round(

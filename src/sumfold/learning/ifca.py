@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +27,7 @@ from sumfold.aggregators import mean
 from sumfold.core.batching import Batching
 from sumfold.core.round import Batch, Measured, Metrics, Phase, Report, Round, Task, Work
 from sumfold.core.stage import Contribution, Stage
-from sumfold.errors import CompositionError, user_facing
+from sumfold.errors import CompositionError, SumfoldError, user_facing
 from sumfold.keys import Key
 from sumfold.learning.checks import batching_for, check_aggregator, check_clusters, check_model
 from sumfold.learning.hparams import readable, written
@@ -37,7 +38,7 @@ from sumfold.learning.weighting import Weighting, as_weighting
 from sumfold.models.model import Applied, Model, Parts
 from sumfold.tree import Tree
 
-__all__ = ["ifca"]
+__all__ = ["Clustered", "ifca"]
 
 
 class Server(NamedTuple):
@@ -86,7 +87,8 @@ def ifca(
     ``metrics["client_work"]["clusters"]`` are the numbers of clients that trained each model. A model that nobody
     chose stays as it was, with its optimizer.
 
-    Which of the models fits data in ``sf.train(…, evaluate=…)`` nobody knows: pass a function of the k weights.
+    Which of the models fits data in ``sf.train(…, evaluate=…)`` nobody knows: pass ``evaluate_clients=`` instead, which
+    measures each client's choice on its own rows, or a function of the k weights.
 
     Args:
         model, client_optimizer, server_optimizer, weighting, batching: as in `fed_avg`; every model has a server
@@ -249,8 +251,39 @@ def _stacked(models: list[Parts]) -> Parts:
     return stacked
 
 
-def _several(model: Model, k: int) -> Model:
-    """All models as one: its weights are a list, its parts have a leading axis [k, …]; it does not predict."""
+@dataclass(frozen=True, eq=False, repr=False)
+class Clustered(Model):
+    """All models as one: its weights are a list, its parts have a leading axis [k, …]; it does not predict.
+
+    The weights of one of them, such as ``process.get_client_weights`` gives, predict and are evaluated.
+
+    Attributes:
+        one: the model that there are k of.
+    """
+
+    one: Model | Any = None
+
+    def is_one(self, weights: Any) -> bool:
+        """Whether these are the weights of one of the models."""
+        try:
+            return bool(tree.specs(self.one.split(weights)) == tree.specs(self.one.template))
+        except (SumfoldError, TypeError, ValueError, AttributeError, KeyError):  # whatever an adapter makes of others
+            return False
+
+    @user_facing
+    def predict(self, weights: Tree, x: Tree) -> Any:
+        """The outputs of one of the models for rows `x`; see `Model.predict`."""
+        return self.one.predict(weights, x) if self.is_one(weights) else super().predict(weights, x)
+
+    @user_facing
+    def evaluate(self, weights: Tree, x: Tree, y: Tree, example_weight: Any = None) -> dict[str, Any]:
+        """Loss and metrics of one of the models over rows; see `Model.evaluate`."""
+        asked = self.one.evaluate if self.is_one(weights) else super().evaluate
+        found: dict[str, Any] = asked(weights, x, y, example_weight)
+        return found
+
+
+def _several(model: Model, k: int) -> Clustered:
 
     def init(key: Key) -> list[Tree]:
         return [model.init(jax.random.fold_in(key, i)) for i in range(k)]
@@ -278,10 +311,11 @@ def _several(model: Model, k: int) -> Model:
                 "SF-COMP-095",
                 f"{k} models of ifca asked to predict as one",
                 "one of them: which fits these rows is not known",
-                "write model.evaluate(weights[0], x, y); in sf.train pass evaluate=fn, a function of the list of "
-                "weights that returns a dict",
+                "in sf.train and sf.compare pass evaluate_clients=test, where each client uses the one that it chose; "
+                "or evaluate=fn, a function of the list of weights that returns a dict",
             )
         return model.apply(_one(parts, 0), x, key)
 
     template: Parts = jax.tree.map(lambda a: tree.shape((k, *a.shape), a.dtype), model.template)
-    return dataclasses.replace(model, template=template, init=init, split=split, join=join, apply=apply)
+    own = {"template": template, "init": init, "split": split, "join": join, "apply": apply, "one": model}
+    return Clustered(**{field.name: getattr(model, field.name) for field in dataclasses.fields(Model)} | own)

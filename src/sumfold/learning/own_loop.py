@@ -21,7 +21,7 @@ from sumfold.models.host import HostModel, Pull, Trainer
 from sumfold.models.model import Model, Parts
 from sumfold.tree import Tree
 
-__all__ = ["OwnEvaluation", "OwnLoop", "check_visible", "no_client_optimizer"]
+__all__ = ["OwnEvaluation", "OwnLoop", "check_steps", "check_visible", "no_client_optimizer"]
 
 
 class OwnLoop:
@@ -96,9 +96,24 @@ def check_visible(algorithm: str, model: Model, sees_gradients: bool, pull: str 
         "SF-COMP-112",
         f"{algorithm} needs the gradient of each local step, and {model.name} brings its own training loop",
         "a model whose steps Sumfold takes itself",
-        "use from_functions, from_flax, from_keras or from_equinox; or fed_avg; or fed_prox with a from_torch model "
-        "that has a loss and an optimizer",
+        "use from_functions, from_flax, from_keras or from_equinox; or one of fed_avg, fed_nova, local_layers, fed_bn, "
+        "fine_tune; or fed_prox with a from_torch model that has a loss and an optimizer",
     )
+
+
+def check_steps(model: Model, batching: Batching) -> None:
+    """Refuse to tell a user's own loop how long to train: it decides that itself.
+
+    Raises:
+        CompositionError: for epochs or max_steps.
+    """
+    if isinstance(model, HostModel) and model.counts and (batching.epochs != 1 or batching.max_steps is not None):
+        raise CompositionError(
+            "SF-COMP-113",
+            f"{batching} for {model.name}, which is trained by a fit of the user's own",
+            "size, shuffle and drop_remainder only: each pass over the loader is an epoch, and fit makes the passes",
+            "loop over the loader several times inside fit",
+        )
 
 
 def no_client_optimizer(given: Any, model: HostModel) -> ClientOptimizer:

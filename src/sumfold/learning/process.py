@@ -159,7 +159,7 @@ class Process:
         whole, among = as_federation(client_data, clients, self._kept)
         federation, positions = whole.cohort(among)
         if isinstance(client_data, Federation) and state.clients:
-            check_remembered(state.clients, client_data)
+            check_remembered(state.clients, client_data, self._met.setdefault(client_data.whole, set()))
         self._check(federation, state)
         state = self._populated(state, len(whole))
         check_labels(self._checked[federation][1], federation, positions)
@@ -312,6 +312,11 @@ class Process:
     @functools.cached_property
     def _kept(self) -> dict[int, Any]:
         return {}
+
+    @functools.cached_property
+    def _met(self) -> weakref.WeakKeyDictionary[Federation, set[Any]]:
+        """Whom of the remembered clients each federation is known to have."""
+        return weakref.WeakKeyDictionary()
 
     @functools.cached_property
     def _checked(self) -> weakref.WeakKeyDictionary[Federation, tuple[Batch | None, Labels | None]]:

@@ -11,12 +11,14 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sumfold import keys
+from sumfold.core.host import code_identity
 from sumfold.data import Federation
 from sumfold.errors import DataError, user_facing
 
@@ -52,7 +54,7 @@ class Draw(NamedTuple):
 
 
 Policy: TypeAlias = Callable[[Draw], Any]
-"""``fn(draw) -> ids``."""
+"""``fn(draw) -> ids``, or one bool for each of ``draw.ids``: a mask."""
 
 
 # -- ready-made policies
@@ -88,7 +90,7 @@ def weighted(k: int | Any, weights: str | Any = "examples") -> Policy:
     Args:
         k: how many, from 1 to the number of clients with a weight above 0.
         weights: ``"examples"``, how many each holds; a mapping id -> weight with all clients; or an array [K] in the
-            order of the federation's ids. Finite and not negative.
+            order of the federation's ids. Finite and not negative; nobody else may be in a mapping.
 
     Raises:
         DataError: for such a k or such weights; those of a federation when drawing.
@@ -102,6 +104,9 @@ def weighted(k: int | Any, weights: str | Any = "examples") -> Policy:
     """
     k = _whole("weighted", k)
     if isinstance(weights, Mapping):
+        truth = next((client for client in weights if _is_truth(client)), None)
+        if truth is not None:
+            raise _unusable(f"a weight of client {truth!r}, which is no id")
         _numbers(list(weights.values()))
         return _Weighted(k, dict(weights))
     if isinstance(weights, str):
@@ -144,8 +149,8 @@ def available(trace: Mapping[Any, Any] | Callable[[int], Any] | Any, k: int | An
     """Those clients that a trace of their availability has in this round, or k of them drawn uniformly.
 
     Args:
-        trace: a mapping id -> list or array of bool, one a round (a client without an entry is never there); or
-            ``fn(round)`` that returns ids, or a bool array [K] in the order of the federation's ids.
+        trace: a mapping id -> list or array of bool or of 0 and 1, one a round (a client without an entry is never
+            there); or ``fn(round)`` that returns ids, or bools [K] in the order of the federation's ids.
         k: how many; fewer when fewer are there. None is all of them.
 
     Raises:
@@ -186,10 +191,11 @@ def fixed(ids: Iterable[Any] | Any) -> Policy:
         ['a', 'b']
     """
     listed = _listed(ids) if _is_collection(ids) else None
-    if not listed:
+    truth = next((client for client in listed or [] if _is_truth(client)), None)
+    if not listed or truth is not None:
         raise DataError(
             "SF-TRAIN-023",
-            f"fixed({_short(ids)})",
+            f"fixed({_short(ids)})" if truth is None else f"fixed with {truth!r} as an id",
             "at least one client's id, in a list, range or array",
             "write for example fixed(['a', 'b'])",
         )
@@ -246,6 +252,9 @@ class _Weighted:
             missing = next((client for client in draw.ids if client not in self.weights), None)
             if missing is not None:
                 raise _unusable(f"weights without client {missing!r}")
+            if len(self.weights) > len(draw.ids):
+                stranger = _stranger(self.weights, draw.ids)
+                raise _unusable(f"a weight of client {stranger!r}, whom the federation does not have")
             self._memo[:] = [draw.ids, np.array([self.weights[client] for client in draw.ids], np.float64)]
         found: NDArray[np.float64] = self._memo[1]
         return found
@@ -305,8 +314,8 @@ class _Available:
         given = self.trace(draw.round)
         if not _is_collection(given):
             raise _no_collection(f"{self} got a {type(given).__name__} from its trace in round {draw.round}")
-        mask = np.asarray(given) if hasattr(given, "__array__") else None
-        if mask is None or mask.dtype != np.bool_:
+        mask = _mask(given)
+        if mask is None:
             return given if isinstance(given, range) else _listed(given)
         if mask.shape != (len(draw.ids),):
             raise DataError(
@@ -342,14 +351,23 @@ def cohort(policy: Policy, federation: Federation, seed: NDArray[np.uint32], num
         number: the round.
 
     Raises:
-        DataError: when what the policy returns is no collection of ids of the federation, each at most once.
+        DataError: when what the policy returns is neither a collection of ids of the federation, each at most once,
+            nor a mask with one bool for each of them.
     """
     generator = keys.generator(seed, purpose="cohort", round=number)
     given = policy(Draw(federation.ids, np.asarray(federation.counts), number, generator))
     if not _is_collection(given):
         raise _no_collection(f"the policy {named(policy)} returned a {type(given).__name__} in round {number}")
+    mask = _mask(given)
+    if mask is not None and mask.shape != (len(federation),):
+        raise DataError(
+            "SF-TRAIN-027",
+            f"the policy {named(policy)} returned bool{list(mask.shape)} in round {number}",
+            f"bool[{len(federation)}], one for each client, or ids",
+            "return one bool for each of draw.ids, or the ids themselves",
+        )
     try:
-        positions = federation.positions(given)
+        positions = federation.positions(given) if mask is None else np.flatnonzero(mask)
     except DataError as error:
         raise DataError(
             "SF-TRAIN-025",
@@ -375,7 +393,7 @@ def picked(ids: Any, positions: Int64) -> Any:
 
 
 def named(policy: Any) -> str:
-    """A policy in words that are the same in every process: its parameters where its repr has them, else its name.
+    """A policy in words for messages: its parameters where its repr has them, else its name.
 
     Example:
         >>> named(uniform(3)), named(lambda draw: draw.ids)
@@ -386,13 +404,34 @@ def named(policy: Any) -> str:
 
 
 def described(policy: Policy) -> str:
-    """A policy as a checkpoint knows it; ``clients_per_round=k`` and ``uniform(k)`` are the same.
+    """A policy as a checkpoint knows it, the same in every process under one version of Python.
+
+    ``clients_per_round=k`` and ``uniform(k)`` are the same. A function of the user's is known by its code and what it
+    closes over, so that one that was changed is noticed.
 
     Example:
         >>> described(uniform(3)), described(poisson(0.5))
         ('3', 'drawn by poisson(0.5)')
+        >>> described(lambda draw: draw.ids[:1]) == described(lambda draw: draw.ids[:2])
+        False
     """
-    return str(policy.k) if isinstance(policy, _Uniform) else f"drawn by {named(policy)}"
+    if isinstance(policy, _Uniform):
+        return str(policy.k)
+    if isinstance(policy, _Available) and not isinstance(policy.trace, Mapping):
+        return f"drawn by available({_known(policy.trace)}, k={policy.k})"
+    if isinstance(policy, (_Weighted, _Poisson, _Available, _Fixed)):
+        return f"drawn by {policy!r}"
+    return f"drawn by {_known(policy)}"
+
+
+def _known(function: Any) -> str:
+    """A user's function by its name and a digest of its code; a method and a callable object with what they hold."""
+    if isinstance(function, MethodType):
+        code = code_identity((function.__func__, function.__self__))
+    else:
+        call = type(function).__call__
+        code = code_identity((call, function) if isinstance(call, FunctionType) else function)
+    return f"{named(function)} {hashlib.blake2b(code.encode(), digest_size=8).hexdigest()}"
 
 
 def _drawn(generator: np.random.Generator, population: int, k: int) -> Int64:
@@ -459,25 +498,61 @@ def _unusable(came: str) -> DataError:
 
 
 def _read_trace(client: Any, rounds: Any) -> NDArray[np.bool_]:
-    if not hasattr(rounds, "__len__") and not hasattr(rounds, "__array__"):
-        raise DataError(
-            "SF-TRAIN-024",
-            f"a {type(rounds).__name__} as the trace of client {client!r}",
-            "a list or array of bool, one a round, that can be read again when a run goes on",
-            "pass list(…), or fn(round)",
-        )
-    return np.asarray(rounds, bool).reshape(-1)
+    if _is_truth(client):
+        raise _no_trace(f"a trace of client {client!r}, which is no id")
+    if isinstance(rounds, (str, bytes)) or not (hasattr(rounds, "__len__") or hasattr(rounds, "__array__")):
+        raise _no_trace(f"a {type(rounds).__name__} as the trace of client {client!r}")
+    try:
+        array = np.asarray(rounds)
+    except ValueError as error:
+        raise _no_trace(f"the trace of client {client!r}, which is no array ({error})") from error
+    if array.ndim != 1:
+        shape = f"of shape {list(array.shape)}" if array.ndim else f"as a {type(rounds).__name__}"
+        raise _no_trace(f"the trace of client {client!r} {shape}")
+    if not array.size:
+        return np.zeros(0, bool)
+    wrong = np.flatnonzero((array != 0) & (array != 1)) if array.dtype.kind in "biu" else np.zeros(1, np.int64)
+    if len(wrong):
+        value = array[wrong[0]]
+        raise _no_trace(f"{value!s} ({array.dtype}) in round {wrong[0]} of the trace of client {client!r}")
+    return array.astype(bool)
+
+
+def _no_trace(came: str) -> DataError:
+    return DataError(
+        "SF-TRAIN-024",
+        came,
+        "a list or array of bool, or of the integers 0 and 1, one a round",
+        "pass list(…), for a run that goes on reads it again; or fn(round)",
+    )
+
+
+def _is_truth(value: Any) -> bool:
+    return isinstance(value, (bool, np.bool_))
+
+
+def _mask(given: Any) -> NDArray[np.bool_] | None:
+    """The bools of an array or of a list that has nothing else; None for ids."""
+    if hasattr(given, "__array__"):
+        array = np.asarray(given)
+        return array if array.dtype == np.bool_ else None
+    whole = isinstance(given, (list, tuple)) and len(given) > 0 and all(map(_is_truth, given))
+    return np.array(given, bool) if whole else None
+
+
+def _stranger(clients: Iterable[Any], ids: Sequence[Any]) -> Any:
+    """One who is not in the federation."""
+    known = set(ids)
+    return next(client for client in clients if client not in known)
 
 
 def _presence(trace: Mapping[Any, NDArray[np.bool_]], ids: Sequence[Any]) -> _Presence:
     """Read once for a federation: a client without an entry is never there, and its trace never ends."""
     entries = [trace.get(client) for client in ids]
     if sum(entry is not None for entry in entries) < len(trace):
-        known = set(ids)
-        stranger = next(client for client in trace if client not in known)
         raise DataError(
             "SF-TRAIN-024",
-            f"a trace of client {stranger!r}, whom the federation does not have",
+            f"a trace of client {_stranger(trace, ids)!r}, whom the federation does not have",
             "traces of its clients",
             "look at the spelling and the type of the ids",
         )

@@ -32,14 +32,17 @@ from sumfold.errors import (
 )
 from sumfold.learning import checkpoint as checkpoints
 from sumfold.learning.callbacks import Callback, EarlyStopping, Event
+from sumfold.learning.evaluate_clients import evaluate_clients as measure_clients
+from sumfold.learning.evaluate_clients import mean_over_clients, unlabelled
 from sumfold.learning.history import History, entries, headline, measured, plain, scalars
+from sumfold.learning.ifca import Clustered
 from sumfold.learning.process import Process
 from sumfold.learning.progress import shown
 from sumfold.learning.sampling import Policy, cohort, described, uniform
 from sumfold.models.host import HostModel
 from sumfold.models.model import Model, describe, unpack
 
-__all__ = ["check_counts", "train"]
+__all__ = ["check_counts", "evaluation", "train"]
 
 Ids: TypeAlias = Collection[Any] | None
 """A cohort; None is everybody."""
@@ -56,6 +59,7 @@ def train(
     clients_per_round: int | None = None,
     seed: int = 0,
     evaluate: Any = None,
+    evaluate_clients: Any = None,
     evaluate_every: int = 1,
     cohorts: Policy | Iterable[Any] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -76,7 +80,10 @@ def train(
         clients_per_round: how many are drawn, uniformly and without replacement; None is everybody.
         seed: everything random is a function of it.
         evaluate: a `Federation` (pooled), ``(x, y)`` or ``(x, y, example_weight)``, or
-            ``fn(weights) -> dict``. Data is checked before the first round.
+            ``fn(weights) -> dict``. Data is checked before the first round. It measures the server's weights.
+        evaluate_clients: instead of `evaluate`, client data, with ids as in `train`: the mean over clients, weighted by
+            their rows, of what each one's own weights reach on its own rows (`sumfold.learning.evaluate_clients`).
+            For personalised algorithms; a client that has not taken part yet uses the server's weights.
         evaluate_every: rounds from one evaluation to the next; the last round is always followed by one.
         cohorts: instead of `clients_per_round`, a policy of `sumfold.sampling` or another ``fn(draw) -> ids``; or an
             iterable of id lists, one a round, from round 0.
@@ -110,10 +117,10 @@ def train(
         1.98
     """
     check_counts(rounds=(rounds, 0), evaluate_every=(evaluate_every, 1), checkpoint_every=(checkpoint_every, 1))
-    listeners = _listeners(callbacks, evaluate)
+    listeners = _listeners(callbacks, evaluate if evaluate_clients is None else evaluate_clients)
     federation, _ = as_federation(train, None, {})
     _check_cohorts(federation, clients_per_round, cohorts, rounds)
-    measure = _evaluation(process, evaluate)
+    measure = evaluation(process, evaluate, evaluate_clients)
     begin = process.initialize(seed) if state is None else recognise(process.round, process._template, state)
     chosen = cohorts if clients_per_round is None else uniform(clients_per_round)
 
@@ -258,30 +265,72 @@ def _cohorts(federation: Federation, chosen: Any, begin: State, before: int, las
             yield ids if hasattr(ids, "__len__") else list(ids)
 
 
-def _evaluation(process: Process, evaluate: Any) -> Callable[[State], Any] | None:
-    """State -> what was measured; data that the model does not take is refused now."""
-    if evaluate is None:
-        return None
+def evaluation(process: Process, evaluate: Any, evaluate_clients: Any = None) -> Callable[[State], Any] | None:
+    """State -> what was measured; data that the model does not take is refused now.
+
+    Raises:
+        CompositionError, DataError, TypeMismatchError: for what cannot be measured.
+    """
+    if evaluate is not None and evaluate_clients is not None:
+        raise CompositionError(
+            "SF-TRAIN-040",
+            "evaluate and evaluate_clients",
+            "one of the two, since their metrics have the same names",
+            "leave one out: evaluate measures the server's weights, evaluate_clients each client's own",
+        )
     if callable(evaluate):
         return lambda state: evaluate(process.get_model_weights(state))
-    model = process.model
+    if evaluate is None and evaluate_clients is None:
+        return None
+    model, given = process.model, evaluate_clients if evaluate is None else evaluate
     if model is None:
         raise CompositionError(
             "SF-TRAIN-007",
-            f"evaluate as a {type(evaluate).__name__}, and {process.round.name!r} has no model",
+            f"{'evaluate_clients' if evaluate is None else 'evaluate'} as a {type(given).__name__}, and "
+            f"{process.round.name!r} has no model",
             "a model that can be evaluated",
             "read the result from the metrics, or watch the run with a callback",
         )
-    pooled = evaluate if isinstance(evaluate, tuple) else as_federation(evaluate, None, {})[0].pooled()
-    unpack(pooled)
-    part = read_part(pooled, "evaluate: ")
-    examples = unpack(unflatten(part.structure, part.leaves))
-    if part.rows and not isinstance(model, HostModel):  # whose work cannot be traced
-        _check_evaluation(model, examples, part.rows)
+    if evaluate is None:
+        return _of_clients(process, model, evaluate_clients)
+    alone = hasattr(evaluate, "shape") and not process.labelled
+    pooled = evaluate if alone or isinstance(evaluate, tuple) else as_federation(evaluate, None, {})[0].pooled()
+    examples, rows = _examples(process, pooled, "evaluate: ")
+    if rows and not isinstance(model, HostModel):  # whose work cannot be traced
+        _check_evaluation(model, examples, rows, "evaluate")
     return lambda state: model.evaluate(process.get_model_weights(state), *examples)
 
 
-def _check_evaluation(model: Model, examples: tuple[Any, Any, Any], rows: int) -> None:
+def _of_clients(process: Process, model: Model, evaluate_clients: Any) -> Callable[[State], Any]:
+    pair = (
+        isinstance(evaluate_clients, tuple) and process.labelled and any(hasattr(a, "shape") for a in evaluate_clients)
+    )
+    if pair or callable(evaluate_clients) or evaluate_clients is True:
+        raise DataError(
+            "SF-TRAIN-041",
+            f"evaluate_clients as {'a tuple of arrays' if pair else f'a {type(evaluate_clients).__name__}'}",
+            "client data: a Federation, or a dict id -> examples, with the ids of the clients that train",
+            "pass for example the second of train, test = federation.split(0.8); evaluate takes examples that belong "
+            "to nobody, and functions",
+        )
+    data, _ = as_federation(evaluate_clients, None, {})
+    holder = next((position for position, rows in enumerate(data.counts) if rows), None)
+    if holder is not None:
+        examples, rows = _examples(process, data.take(holder), "evaluate_clients: ")
+        if not isinstance(model, HostModel):
+            _check_evaluation(model.one if isinstance(model, Clustered) else model, examples, rows, "evaluate_clients")
+    return lambda state: mean_over_clients(measure_clients(process, state, data))
+
+
+def _examples(process: Process, given: Any, where: str) -> tuple[tuple[Any, Any, Any], int]:
+    """(x, y, weight or None) as arrays, and how many rows."""
+    given = given if process.labelled else unlabelled(given)
+    unpack(given)
+    part = read_part(given, where)
+    return unpack(unflatten(part.structure, part.leaves)), part.rows
+
+
+def _check_evaluation(model: Model, examples: tuple[Any, Any, Any], rows: int, argument: str) -> None:
     """Trace the evaluation, on shapes alone."""
     shapes = jax.tree.map(
         lambda a: tree.shape(a.shape, jax.dtypes.canonicalize_dtype(a.dtype)),
@@ -295,7 +344,7 @@ def _check_evaluation(model: Model, examples: tuple[Any, Any, Any], rows: int) -
         words = [line for line in str(error).splitlines() if line.strip()]
         raise TypeMismatchError(
             "SF-TRAIN-013",
-            f"evaluate of x {describe(shapes[0])} and y {describe(shapes[1])}, on which {model.name} failed: "
+            f"{argument} of x {describe(shapes[0])} and y {describe(shapes[1])}, on which {model.name} failed: "
             f"{type(error).__name__}: {words[0].strip() if words else ''}",
             "examples of the shapes that the model, its loss and its metrics take",
             "give the test data the columns of the training data; the model's own error is shown before this one",

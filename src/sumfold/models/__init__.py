@@ -9,11 +9,13 @@ from sumfold.models.host import HostModel as HostModel
 from sumfold.models.keras import from_keras as from_keras
 from sumfold.models.model import Model as Model
 from sumfold.models.sklearn import from_sklearn as from_sklearn
+from sumfold.models.torch import StateDict as StateDict
 from sumfold.models.torch import from_torch as from_torch
 
 __all__ = [
     "HostModel",
     "Model",
+    "StateDict",
     "from_equinox",
     "from_flax",
     "from_functions",

@@ -16,7 +16,7 @@ import numpy as np
 
 from sumfold import tree
 from sumfold.core.batching import Batching
-from sumfold.errors import DataError, TypeMismatchError, user_facing
+from sumfold.errors import DataError, SumfoldError, TypeMismatchError, user_facing
 from sumfold.keys import HostKey
 from sumfold.models.metrics import Metric
 from sumfold.models.model import Model, Parts, _arrays, describe, row_weights
@@ -64,6 +64,9 @@ class Trainer(Protocol):
     def outputs(self, parts: Parts, x: Tree) -> Tree:
         """The model's outputs for rows x, NumPy."""
 
+    def export(self, parts: Parts) -> Any:
+        """The framework's own object with these weights."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HostModel(Model):
@@ -73,6 +76,8 @@ class HostModel(Model):
         trainer: the framework's side.
         owns_step: whether the adapter takes each step itself, so that it can add a pull towards the server's weights.
         counts: whether a client's number of examples is what its own loop says.
+        has_loss: whether a loss is measured.
+        labelled: whether clients' examples have labels; False takes points alone too.
         batching: how examples become batches where the caller does not say.
         statistics_are: ``"means"`` to average, or ``"sums"`` that add up over clients (naive Bayes).
 
@@ -84,6 +89,8 @@ class HostModel(Model):
     trainer: Trainer | Any = None
     owns_step: bool = False
     counts: bool = False
+    has_loss: bool = True
+    labelled: bool = True
     batching: Batching | None = None
     statistics_are: Literal["means", "sums"] = "means"
 
@@ -107,7 +114,7 @@ class HostModel(Model):
             )
         rows = lengths.pop()
         if rows == 0:
-            return {"loss": 0.0, **dict.fromkeys(self.metrics, 0.0), "num_examples": 0}
+            return {**({"loss": 0.0} if self.has_loss else {}), **dict.fromkeys(self.metrics, 0.0), "num_examples": 0}
         if example_weight is not None:
             examples = (*examples[:2], row_weights(examples[2], rows))
         what = f"x {describe(examples[0])} and y {describe(examples[1])}"
@@ -117,9 +124,30 @@ class HostModel(Model):
             "num_examples": rows,
         }
 
+    @user_facing
+    def export(self, weights: Tree) -> Any:
+        """The framework's own object with these weights: a PyTorch module, a fitted scikit-learn estimator.
+
+        Args:
+            weights: as `init`, ``process.get_model_weights`` or `sumfold.models.load` give them.
+        """
+        return self.trainer.export(self._numpy(weights))
+
     def check(self, parts: Parts, batch: Any) -> Tree:
         """Nothing can be traced: what does not fit shows when a client trains."""
         return None
+
+    def zero(self) -> dict[str, Tree]:
+        """The sums of loss and metrics over no example."""
+        return self._without(super().zero())
+
+    def finish(self, sums: Mapping[str, Tree]) -> dict[str, Any]:
+        """Loss and metrics out of their sums."""
+        return self._without(super().finish({"loss": (0.0, 0.0), **sums}))
+
+    def _without(self, of_each: dict[str, Any]) -> dict[str, Any]:
+        """Without the loss, where none is measured."""
+        return {name: value for name, value in of_each.items() if name != "loss" or self.has_loss}
 
     def _numpy(self, weights: Tree) -> Parts:
         parts: Parts = jax.tree.map(np.asarray, self.split(weights))
@@ -128,6 +156,8 @@ class HostModel(Model):
     def _asked(self, what: str, ask: Callable[[], Any]) -> Any:
         try:
             return ask()
+        except SumfoldError:
+            raise
         except Exception as error:
             lines = str(error).strip().splitlines() or [""]
             raise TypeMismatchError(
@@ -169,10 +199,10 @@ class Sums:
                 measured = metric.measure(seen, labels, jnp.asarray(weight, jnp.float32))
             self.values[name] = jax.tree.map(lambda a, b: np.asarray(a) + np.asarray(b), self.values[name], measured)
 
-    def all(self) -> dict[str, Tree]:
+    def all(self, with_loss: bool = True) -> dict[str, Tree]:
         """In the form of `Model.zero`."""
         loss = (np.float32(self.loss[0]), np.float32(self.loss[1]))
-        return {"loss": loss, **self.values}
+        return {"loss": loss, **self.values} if with_loss else self.values
 
 
 def chunks(rows: int) -> list[slice]:

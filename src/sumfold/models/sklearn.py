@@ -66,16 +66,36 @@ def _log_probabilities(estimator: Any) -> None:
     estimator._update_class_log_prior()
 
 
+def _shift(estimator: Any) -> NDArray[np.float64]:
+    """The point that sums are taken about: 0, and the mean of features that are far from it.
+
+    So features that are 0 in all rows of some class, such as the corners of images, keep their variance of exactly 0.
+    """
+    counts, means, variances = (
+        np.asarray(a, np.float64) for a in (estimator.class_count_, estimator.theta_, estimator.var_)
+    )
+    weights = counts / counts.sum()
+    mean = weights @ means
+    spread = weights @ (variances - estimator.epsilon_ + means**2) - mean**2
+    far: NDArray[np.float64] = np.where(np.abs(mean) > 4 * np.sqrt(np.maximum(spread, 0)), mean, 0.0)
+    return far
+
+
 def _from_moments(estimator: Any) -> None:
-    """Means, variances and priors of `GaussianNB` out of n, Σx and Σx² of each class, as its ``fit`` has them."""
+    """Means, variances and priors of `GaussianNB`, as its ``fit`` has them, out of sums over the rows of each class.
+
+    The sums are n, Σ(x − s) and Σ(x − s)² about a point s that all share, for Σx² in 32 bits would drown the variance
+    of features that are far from 0 (Chan, Golub and LeVeque 1983).
+    """
     n, first, second = (np.asarray(a, np.float64) for a in estimator.moments_)
     known = np.maximum(n, 1e-300)[:, None]
     rows = max(float(n.sum()), 1e-300)
     mean_of_all = first.sum(0) / rows
     spread = float(np.max(second.sum(0) / rows - mean_of_all**2, initial=0.0))
     estimator.epsilon_ = estimator.var_smoothing * spread
-    estimator.theta_ = first / known
-    estimator.var_ = np.maximum(second / known - estimator.theta_**2, 0) + max(estimator.epsilon_, 1e-300)
+    away = first / known
+    estimator.theta_ = estimator.shift_ + away
+    estimator.var_ = np.maximum(second / known - away**2, 0) + max(estimator.epsilon_, 1e-300)
     estimator.class_count_ = n
     given = estimator.priors
     estimator.class_prior_ = n / rows if given is None else np.asarray(given, np.float64)
@@ -85,6 +105,7 @@ _LINEAR = Family(("coef_", "intercept_"), ("t_",))
 _LAYERS = Family(("coefs_", "intercepts_"), settle=_new_optimizer)
 _CENTRES = Family(("cluster_centers_",), ("_counts",))
 _COUNTS = Family((), ("class_count_", "feature_count_"), sums=True, settle=_log_probabilities)
+_CATEGORIES = Family((), ("class_count_", "category_count_"), sums=True, settle=_log_probabilities)
 _MOMENTS = Family((), ("moments_",), sums=True, settle=_from_moments)
 
 
@@ -92,6 +113,8 @@ def _family(estimator: Any) -> Family | None:
     """By the attributes that a fitted estimator has."""
     if hasattr(estimator, "theta_") and hasattr(estimator, "var_smoothing"):
         return _MOMENTS
+    if hasattr(estimator, "category_count_"):
+        return _CATEGORIES
     if hasattr(estimator, "feature_count_") and hasattr(estimator, "_update_feature_log_prob"):
         return _COUNTS
     for family in (_LAYERS, _LINEAR, _CENTRES):
@@ -199,12 +222,29 @@ def from_sklearn(
         trainer=trainer,
         statistics_are="sums" if family.sums else "means",
         # one call for all rows: partial_fit goes through them one by one, but for layers, which take a step a batch
+        labelled=not hasattr(warm, "n_clusters"),
         batching=None if family.trained == _LAYERS.trained else Batching(size=None),
     )
 
 
 def _begin(estimator: Any, example: Any, classes: Any) -> None:
     """Let `partial_fit` make every attribute, on the example's rows."""
+    if estimator.get_params().get("random_state", 0) is None:
+        estimator.set_params(random_state=0)  # a run must begin alike in every process
+    try:
+        _first_fit(estimator, example, classes)
+    except ValueError as error:
+        if isinstance(error, CompositionError):
+            raise
+        raise CompositionError(
+            "SF-MODEL-036",
+            f"a {type(estimator).__name__} whose partial_fit refuses its settings: {error}",
+            "settings that partial_fit takes",
+            "leave out what needs all rows at once, such as early_stopping or class_weight='balanced'",
+        ) from error
+
+
+def _first_fit(estimator: Any, example: Any, classes: Any) -> None:
     if example is None:
         raise CompositionError(
             "SF-MODEL-033",
@@ -251,11 +291,16 @@ class Sklearn:
     def __init__(self, estimator: Any, family: Family, loss: Any, metrics: Any) -> None:
         self.estimator, self.family, self.own_loss, self.metrics = estimator, family, loss, metrics
 
+    def export(self, parts: Parts) -> Any:
+        """A fitted estimator with these weights."""
+        return self._loaded(parts)
+
     # -- weights
 
     def parts(self, fitted: bool) -> Parts:
         """The estimator's numbers as the server holds them; zeros where training has not begun."""
         if self.family == _MOMENTS and not hasattr(self.estimator, "moments_"):
+            self.estimator.shift_ = _shift(self.estimator)
             self.estimator.moments_ = self._moments_of_fitted(fitted)
         trainable, statistics = (
             _read(self.estimator, names) for names in (self.family.trained, self.family.statistics)
@@ -269,8 +314,8 @@ class Sklearn:
     def _moments_of_fitted(self, fitted: bool) -> list[NDArray[np.float64]]:
         one = self.estimator
         n = np.asarray(one.class_count_ if fitted else one.class_count_ * 0, np.float64)
-        spread = one.var_ - one.epsilon_ + one.theta_**2
-        return [n, one.theta_ * n[:, None], spread * n[:, None]]
+        away = one.theta_ - one.shift_
+        return [n, away * n[:, None], (one.var_ - one.epsilon_ + away**2) * n[:, None]]
 
     def drawn(self, template: Parts, words: list[int]) -> Tree:
         """Initial weights: layers are drawn as scikit-learn draws them (Glorot and Bengio 2010), all else is given."""
@@ -331,12 +376,14 @@ class Sklearn:
             estimator.moments_ = [np.zeros(len(classes)), *(np.zeros_like(estimator.theta_) for _ in range(2))]
         else:
             for name in self.family.statistics:
-                setattr(estimator, name, np.zeros_like(getattr(estimator, name)))
+                counted = getattr(estimator, name)
+                setattr(estimator, name, jax.tree.map(np.zeros_like, counted))
         for piece in batches_of(data):
             x, y, weight = _rows(piece)
             if self.family != _MOMENTS:
                 _step(estimator, x, y, weight)
                 continue
+            x = x - estimator.shift_
             chosen = (y[:, None] == classes) * (np.ones(len(x)) if weight is None else weight)[:, None]
             estimator.moments_ = [
                 total + more

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -18,7 +20,7 @@ import numpy as np
 
 from sumfold import tree
 from sumfold.core.batching import Batching
-from sumfold.errors import CompositionError, StateError, missing_extra, user_facing
+from sumfold.errors import CompositionError, StateError, TypeMismatchError, missing_extra, user_facing
 from sumfold.keys import HostKey, Key
 from sumfold.models.adapter import checked_loss
 from sumfold.models.functions import matching
@@ -121,6 +123,13 @@ def from_torch(
         )
     if fit is None or loss is not None:
         loss = checked_loss(loss, 'torch.nn.CrossEntropyLoss(reduction="none")')
+    if getattr(loss, "reduction", None) == "sum":
+        raise CompositionError(
+            "SF-MODEL-025",
+            f"{type(loss).__name__}(reduction='sum')",
+            "the loss of each example, or their mean: a sum grows with the batch",
+            'use reduction="none"',
+        )
     if fit is None:
         _check_optimizer(optimizer, torch)
     elif optimizer is not None or not callable(fit):
@@ -131,6 +140,7 @@ def from_torch(
             "make the optimizer inside fit",
         )
     measured = as_metrics(metrics)
+    _check_device(device, torch)
     trainer = Torch(build, loss, optimizer, dict(metrics or {}), fit, device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -175,6 +185,7 @@ def from_torch(
         trainer=trainer,
         owns_step=fit is None,
         counts=fit is not None,
+        has_loss=loss is not None,
     )
 
 
@@ -184,6 +195,18 @@ def _is_instance_class(build: Any, torch: Any) -> bool:
         return False
     required = [p for p in list(inspect.signature(build).parameters.values()) if p.default is p.empty]
     return any(p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in required)
+
+
+def _check_device(device: Any, torch: Any) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise CompositionError(
+            "SF-MODEL-027",
+            f"device={device!r}, on which PyTorch fails here ({str(error).strip().splitlines()[0]})",
+            "a device that this machine has",
+            'leave device out for the CPU, or write for example device="cuda:0"',
+        ) from error
 
 
 def _check_optimizer(optimizer: Any, torch: Any) -> None:
@@ -289,8 +312,11 @@ class Torch:
         fit: Any,
         device: str,
     ) -> None:
+        import torch
+
         self.build, self.loss, self.optimizer, self.given = build, loss, optimizer, given
         self.own_fit, self.device = fit, device
+        self.floats = str(torch.get_default_dtype()).removeprefix("torch.")
         self.module: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -300,7 +326,8 @@ class Torch:
         """A new module."""
         import torch
 
-        module = copy.deepcopy(self.build) if isinstance(self.build, torch.nn.Module) else self.build()
+        with self._settings():
+            module = copy.deepcopy(self.build) if isinstance(self.build, torch.nn.Module) else self.build()
         if not isinstance(module, torch.nn.Module):
             raise CompositionError(
                 "SF-MODEL-020",
@@ -315,7 +342,7 @@ class Torch:
         import torch
 
         sums = Sums(as_metrics(self.given))
-        with torch.random.fork_rng(devices=[]), _one_thread():
+        with torch.random.fork_rng(devices=[]), self._settings():
             torch.manual_seed(key.number())
             module = self._loaded(parts).train()
             loader = Loader(data, key, batching, self.device)
@@ -331,21 +358,43 @@ class Torch:
             trainable, statistics = (
                 {name: _array(after[name]) for name in names} for names in (parts.trainable, parts.statistics)
             )
-        return Fitted(trainable, statistics, sums.all(), examples, loader.batches)
+        return Fitted(trainable, statistics, sums.all(self.loss is not None), examples, loader.batches)
+
+    def export(self, parts: Parts) -> Any:
+        """A module with these weights."""
+        with self._settings():
+            return self._loaded(parts).eval()
+
+    @contextmanager
+    def _settings(self) -> Iterator[None]:
+        """PyTorch's settings of the whole process that results depend on.
+
+        One thread: how sums are cut decides their last bits, and that must not depend on the machine.
+        """
+        import torch
+
+        threads, floats = torch.get_num_threads(), torch.get_default_dtype()
+        torch.set_num_threads(1)
+        torch.set_default_dtype(getattr(torch, self.floats))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.set_default_dtype(floats)
 
     def measure(self, parts: Parts, data: Tree) -> tuple[dict[str, Tree], int, int]:
         """(sums of loss and metrics, rows, batches), predicting."""
         sums = Sums(as_metrics(self.given))
-        with _one_thread():
+        with self._settings():
             rows, batches = self._measure(self._loaded(parts), data, sums)
-        return sums.all(), rows, batches
+        return sums.all(self.loss is not None), rows, batches
 
     def outputs(self, parts: Parts, x: Tree) -> Tree:
         """The module's outputs for rows x."""
         import torch
 
-        module = self._loaded(parts).eval()
-        with torch.no_grad():
+        with torch.no_grad(), self._settings():
+            module = self._loaded(parts).eval()
             pieces = [_called(module, self._tensors(piece)) for piece in batches_of(x)]
         numpy = [jax.tree.map(_array, piece) for piece in pieces]
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *numpy)
@@ -385,7 +434,17 @@ class Torch:
         for x, y, *given in loader.every_epoch():
             weight = given[0].float() if given else torch.ones(len(jax.tree.leaves(y)[0]), device=self.device)
             optimizer.zero_grad(set_to_none=True)
-            outputs = _called(module, x)
+            try:
+                outputs = _called(module, x)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise CompositionError(
+                    "SF-MODEL-028",
+                    "a last batch of one row, and a module with batch normalisation",
+                    "batches of two rows or more: PyTorch cannot normalise over one",
+                    "use sf.Batching(size=…, drop_remainder=True), or another batch size",
+                ) from error
             value, total = self._objective(outputs, y, weight, bool(given))
             value.backward()
             if pull is not None:
@@ -398,7 +457,9 @@ class Torch:
 
     def _objective(self, outputs: Any, y: Any, weight: Any, weighted: bool) -> tuple[Any, Any]:
         """(the mean loss of a batch, the weighted sum of its examples' losses)."""
-        losses = self.loss(outputs, y)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Using a target size")  # PyTorch would broadcast, and train on nonsense
+            losses = self.loss(outputs, y)
         if losses.ndim == 0:
             if weighted:
                 raise CompositionError(
@@ -408,7 +469,7 @@ class Torch:
                     'use reduction="none"',
                 )
             return losses, losses.detach() * len(weight)
-        losses = losses.reshape(len(weight), -1).mean(1)
+        losses = _one_per_example(losses, weight, "the loss")
         total = (losses * weight).sum()
         return total / weight.sum().clamp(min=1e-38), total.detach()
 
@@ -419,7 +480,7 @@ class Torch:
             sums.add_loss(float(total), float(weight.sum()))
         ours = {name for name, given in self.given.items() if _is_sumfolds(given)}
         values = {
-            name: np.asarray(given(outputs, y).detach().float().cpu()).reshape(len(weight), -1).mean(1)
+            name: np.asarray(_one_per_example(given(outputs, y), weight, f"the metric {name!r}").float().cpu())
             for name, given in self.given.items()
             if name not in ours
         }
@@ -527,6 +588,24 @@ def _positional(function: Any) -> list[Any]:
     return [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
+def _one_per_example(values: Any, weight: Any, name: str) -> Any:
+    """Losses or values of a metric as [B]; [B, 1] is taken as that.
+
+    Raises:
+        TypeMismatchError: for any other shape, such as [B, B], which [B, 1] outputs and [B] labels make.
+    """
+    rows = len(weight)
+    shape = tuple(getattr(values, "shape", ()))
+    if shape not in {(rows,), (rows, 1)}:
+        raise TypeMismatchError(
+            "SF-TYPE-001",
+            f"{name} returned shape {shape} for a batch of {rows} examples",
+            f"one value per example, shape ({rows},)",
+            'use reduction="none"; give outputs the labels\' shape, for example outputs[:, 0]; average further axes',
+        )
+    return values.detach().reshape(rows) if name.startswith("the metric") else values.reshape(rows)
+
+
 def _is_sumfolds(metric: Any) -> bool:
     return isinstance(metric, Metric) or str(getattr(metric, "__module__", "")).startswith("sumfold.")
 
@@ -535,24 +614,17 @@ def _number(returned: Any) -> int:
     """What a user's loop says it trained on.
 
     Raises:
-        TypeError: when it is no number of at least 0.
+        CompositionError: when it is no whole number of at least 0.
     """
-    number = -1.0 if isinstance(returned, (bool, str, type(None))) else float(returned)
-    if not 0 <= number < 2**31:
-        raise TypeError(f"fit must return the number of examples it trained on, and returned {returned!r}")
+    try:
+        number = -1.0 if isinstance(returned, (bool, str)) else float(returned)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0 <= number < 2**31 or number != int(number):
+        raise CompositionError(
+            "SF-MODEL-026",
+            f"fit returned {returned!r}",
+            "how many examples it trained on, a whole number: it is the client's weight",
+            "return for example len(loader.dataset), or a count of the rows that the loop has seen",
+        )
     return int(number)
-
-
-class _one_thread:  # noqa: N801 - a context manager reads as a verb
-    """One thread in PyTorch: how sums are cut decides their last bits, and that must not depend on the machine."""
-
-    def __enter__(self) -> None:
-        import torch
-
-        self.before = torch.get_num_threads()
-        torch.set_num_threads(1)
-
-    def __exit__(self, *anything: object) -> None:
-        import torch
-
-        torch.set_num_threads(self.before)

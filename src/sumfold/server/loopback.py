@@ -61,6 +61,7 @@ class _Bound:
         self.server = compiled_server(round)
         self.runners: dict[tuple[Any, ...], Runner] = {}
         self.rehearsed: dict[int, Phase] = {}
+        self.told = False  # whether a failure's traceback was shown
         self.accumulate = jax.jit(self._accumulate, static_argnums=0)
 
     def __call__(self, state: State, cohort: Cohort) -> Outcome:
@@ -82,7 +83,8 @@ class _Bound:
                 answer, runner, asked = self._ask(i, phase, now, briefing, state, cohort, place, kept_before)
                 if isinstance(answer, Failure):
                     failures[place] = answer
-                    report_failure(cohort.client(place), answer, first=len(failures) == 1)
+                    report_failure(cohort.client(place), answer, first=not self.told)
+                    self.told = True
                     continue
                 head, leaves = codec.decode(answer.report, Report, functools.partial(_arrays_of, runner.manifest))
                 if (head.round, head.phase, head.client) != (asked.round, asked.phase, asked.client):

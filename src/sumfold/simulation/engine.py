@@ -17,9 +17,10 @@ from sumfold.core.driver import Notes, Outcome, State, Totals, check_groups, com
 from sumfold.core.group import KINDS
 from sumfold.core.round import HostWork, Round
 from sumfold.core.store import ClientStore
+from sumfold.errors import CompositionError, user_facing
 from sumfold.simulation.canonical import canonical
 from sumfold.simulation.host import Host, Hosted
-from sumfold.simulation.placement import Placement, room
+from sumfold.simulation.placement import Placement
 from sumfold.simulation.stream import Clients, Table, stream, table_of
 from sumfold.simulation.workers import Workers
 from sumfold.tree import Tree
@@ -43,7 +44,17 @@ class Simulation:
         ['add', 'fold', 'max', 'min', 'modular', 'stack']
     """
 
-    host: Host | None = None
+    host: Host | Any = None
+
+    @user_facing
+    def __post_init__(self) -> None:
+        if self.host is not None and (not isinstance(self.host, Host) or isinstance(self.host, type)):
+            raise CompositionError(
+                "SF-HOST-011",
+                f"Simulation(host={self.host!r})",
+                "where clients' Python functions run: sf.Workers(…) or sf.Ray(…)",
+                "for two worker processes write sf.Simulation(host=sf.Workers(2))",
+            )
 
     @property
     def groups(self) -> frozenset[str]:
@@ -71,13 +82,14 @@ class _Bound:
 
     def __call__(self, state: State, cohort: Cohort) -> Outcome:
         number = int(state.round)
+        places = self.placement.places(len(cohort.positions))
         plans = tuple(
-            () if i in self.hosted else self.placement.clients(cohort, phase.work.batching, state.seed, number)
+            () if i in self.hosted else self.placement.clients(cohort, phase.work.batching, state.seed, number, places)
             for i, phase in enumerate(self.round.phases)
         )
         examples = self.placement.examples(cohort.data) if len(self.hosted) < len(self.round.phases) else None
         ids = [cohort.client(p) for p in range(len(cohort.positions))] if self._remembers(state) else []
-        memory, seen = self._recall(state, ids, room(len(cohort.positions)))
+        memory, seen = self._recall(state, ids, places)
         if self.hosted:
             return self._by_phase(state, cohort, plans, examples, memory, seen, ids)
         algorithm, stages, metrics, invalid, remembered = self.compiled(

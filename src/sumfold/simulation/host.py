@@ -85,6 +85,7 @@ class Hosted:
         assert isinstance(phase.work, HostWork)
         self.i, self.phase, self.work = i, phase, phase.work
         self.fresh = jax.jit(client_half(phase).fresh)
+        self.told = False  # whether a failure's traceback was shown
         self.programs: dict[tuple[Any, ...], tuple[Phase, Callable[..., tuple[Totals, Table]]]] = {}
 
     def __call__(
@@ -129,7 +130,8 @@ class Hosted:
                 retried[place] = why
             if isinstance(carry, Failure):
                 failed[place] = carry
-                report_failure(cohort.client(place), carry, first=len(failed) == 1)
+                report_failure(cohort.client(place), carry, first=not self.told)
+                self.told = True
                 continue
             arrays = conformed(self.work, expected, carry, self.phase, briefing.message)
             if expected is None:

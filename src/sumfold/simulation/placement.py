@@ -27,6 +27,9 @@ _SMALL = 64 << 20
 _FEW = 1 << 18
 """Row numbers that may always be reserved: one megabyte."""
 
+_SPARE = 4
+"""How many times the needed places a cohort may have; those to spare cost memory, not time."""
+
 _GENEROUS = 8
 """How many times the needed steps may be reserved, four bytes a row."""
 
@@ -62,6 +65,7 @@ class Placement:
     """Remembers what is on the device, and which shapes were used. A cache: it holds nothing that results depend on."""
 
     def __init__(self) -> None:
+        self._places = 0
         self._placed: dict[tuple[int, ...], _Placed] = {}
         self._layouts: dict[tuple[int, Batching], _Layout] = {}
         self._codes: dict[int, tuple[weakref.ref[Any], NDArray[np.uint32]]] = {}
@@ -87,8 +91,19 @@ class Placement:
         self._placed[at] = _Placed(tuple(weakref.ref(leaf) for leaf in leaves), arrays)
         return arrays
 
-    def clients(self, cohort: Cohort, batching: Batching, seed: NDArray[np.uint32], round: int) -> tuple[Clients, ...]:
-        """The cohort's plan, one entry for each batch width that the federation has."""
+    def places(self, clients: int) -> int:
+        """Places for so many clients: as many as a larger cohort got, if that is not far more than is needed.
+
+        So cohorts whose size changes, such as Poisson samples, soon need no other executable.
+        """
+        needed = room(clients)
+        self._places = max(self._places, needed)
+        return self._places if self._places <= _SPARE * needed else needed
+
+    def clients(
+        self, cohort: Cohort, batching: Batching, seed: NDArray[np.uint32], round: int, room_for: int
+    ) -> tuple[Clients, ...]:
+        """The cohort's plan, one entry for each batch width that the federation has, with room for so many clients."""
         data, positions, drawn_from = cohort
         whole, among = drawn_from or (data, positions)
         layout, codes = self._layout(whole, batching), self._coded(data)
@@ -100,8 +115,8 @@ class Placement:
                 made = plan(np.asarray(data.counts)[at], codes[at], batching, seed, round)
             else:
                 made = plan_ready([data.batch_sizes[p] for p in at], width)
-            steps = _reserve(layout, width, len(positions), len(made.rows))
-            plans.append(_pack(data, codes, at, places, made, (steps, width), room(len(positions))))
+            steps = _reserve(layout, width, room_for, len(made.rows))
+            plans.append(_pack(data, codes, at, places, made, (steps, width), room_for))
         return tuple(plans)
 
     def _coded(self, data: ClientData) -> NDArray[np.uint32]:
@@ -164,7 +179,6 @@ def _reserve(layout: _Layout, width: int, cohort: int, needed: int) -> int:
 
     Where a few huge clients would make that room many times too large, it grows by doubling instead.
     """
-    cohort = room(cohort)
     known, needed = layout.room.get((width, cohort), 0), max(needed, 1)
     if needed > known:
         steps = layout.steps[layout.widths == width]

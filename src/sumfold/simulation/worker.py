@@ -19,6 +19,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from sumfold.core.host import attempt
 from sumfold.simulation.pipe import load_file, packed, receive, remember, send, write
 
@@ -39,6 +41,8 @@ def work(pipe: Connection) -> None:
             sys.path[:] = rest[0]
             os.environ.pop("PYTHONPATH")  # it was for this process alone
             os.environ.update({} if rest[1] is None else {"PYTHONPATH": rest[1]})
+            settings: Any = jax.config
+            settings.update("jax_enable_x64", rest[2])
         elif kind == "job":
             digest, code, path, head, sizes = rest
             try:

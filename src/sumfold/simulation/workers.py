@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import jax
 
 from sumfold.core.host import Failure
 from sumfold.errors import CompositionError, user_facing
@@ -72,20 +74,22 @@ class Workers:
                 )
 
     def open(self) -> Crew:
-        """The running processes of this description: one crew for the whole program."""
-        crew = _CREWS.get(self)
+        """The running processes of this description: one crew for a whole program, or for each thread that trains."""
+        at = self, threading.get_ident()
+        crew = _CREWS.get(at)
         if crew is None or crew.owner != os.getpid():  # after a fork the workers are the parent's
-            crew = _CREWS[self] = Crew(self.processes or _cores(), self.threads)
+            crew = _CREWS[at] = Crew(self.processes or _cores(), self.threads)
         return crew
 
     def close(self) -> None:
         """End the processes; the next round starts new ones."""
-        crew = _CREWS.pop(self, None)
-        if crew is not None and crew.owner == os.getpid():
-            crew.close()
+        for at in [at for at in _CREWS if at[0] == self]:
+            crew = _CREWS.pop(at)
+            if crew.owner == os.getpid():
+                crew.close()
 
 
-_CREWS: dict[Workers, Crew] = {}
+_CREWS: dict[tuple[Workers, int], Crew] = {}
 
 
 def _cores() -> int:
@@ -94,7 +98,7 @@ def _cores() -> int:
 
 @atexit.register
 def _close_all() -> None:
-    for workers in list(_CREWS):
+    for workers, _ in list(_CREWS):
         workers.close()
 
 
@@ -278,7 +282,8 @@ class _Worker:
         self.job: tuple[Any, ...] = ()
         self.known: dict[bytes, bool] = {}
         with contextlib.suppress(OSError):
-            send(self.pipe, ("paths", paths, os.environ.get("PYTHONPATH")))
+            settings: Any = jax.config
+            send(self.pipe, ("paths", paths, os.environ.get("PYTHONPATH"), settings.jax_enable_x64))
 
     def cause(self) -> str:
         """How it ended, in words."""

@@ -1,0 +1,70 @@
+"""One byte of a federation's file is another: it is refused, or it made no difference."""
+
+import numpy as np
+import pytest
+
+from sumfold.data import Federation
+from sumfold.data.entries import flatten
+from sumfold.errors import DataError
+
+
+def everything(federation):
+    """What can be read of a federation, in plain types."""
+    arrays = [[(a.dtype.str, a.tolist()) for a in flatten(federation[key])[0]] for key in federation]
+    batches = federation.batch_sizes and [sizes.tolist() for sizes in federation.batch_sizes]
+    found = federation.positions(list(federation.ids)).tolist()
+    pooled = [array.tolist() for array in flatten(federation.pooled())[0]]
+    return list(federation.ids), arrays, batches, found, pooled, federation.fingerprint(), repr(federation)
+
+
+FEDERATIONS = {
+    "named": lambda: Federation.from_clients({"ähre": ([1.0, 2.0], [0, 1]), "b": ([3.0], [1]), 5: ([4.0], [2])}),
+    "batches": lambda: Federation.from_batches([[([1.0, 2.0], [0, 1]), ([3.0], [1])], [], [([4.0], [0])]]),
+}
+
+
+@pytest.mark.parametrize("name", FEDERATIONS)
+def test_no_flipped_byte_goes_unnoticed_or_escapes_as_another_error(tmp_path, name):
+    path = tmp_path / "f.sqlite"
+    FEDERATIONS[name]().save(path)
+    whole, expected = path.read_bytes(), everything(Federation.from_sqlite(path))
+    rng = np.random.default_rng(0)
+    refused = 0
+    for at in range(len(whole)):
+        if whole[at] == 0 and at % 101:  # most of a small file is empty room: a sample of it
+            continue
+        for flip in (0xFF, int(rng.integers(1, 255))):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :])
+            try:
+                read = everything(Federation.from_sqlite(path))
+            except DataError:
+                refused += 1
+            else:
+                assert read == expected, (at, flip)
+    assert refused > 1000
+
+
+def test_what_sqlite_cannot_decode_is_damage(tmp_path):
+    path = tmp_path / "f.sqlite"
+    FEDERATIONS["named"]().save(path)
+    whole = path.read_bytes()
+    assert whole.count("ähre".encode()) == 2  # in the table and in its index
+    path.write_bytes(whole.replace("ähre".encode(), b"\xffhre1"))
+    with pytest.raises(DataError, match="is damaged") as caught:
+        list(Federation.from_sqlite(path))
+    assert caught.value.code == "SF-DATA-104"
+    path.write_bytes(whole.replace(b'"rows": 4', b'"rows": 5'))
+    with pytest.raises(DataError, match="is damaged .no description") as caught:
+        Federation.from_sqlite(path)
+    assert caught.value.code == "SF-DATA-104"
+
+
+def test_an_id_that_was_changed_is_found(tmp_path):
+    path = tmp_path / "f.sqlite"
+    Federation.from_clients({"north": [1.0], "south": [2.0]}).save(path)
+    path.write_bytes(path.read_bytes().replace(b"north", b"south"))
+    federation = Federation.from_sqlite(path)
+    for read in (lambda: federation.ids[0], lambda: list(federation.ids), lambda: federation["south"]):
+        with pytest.raises(DataError, match="the id of client number 0") as caught:
+            read()
+        assert caught.value.code == "SF-DATA-104"
