@@ -11,6 +11,7 @@ import pytest
 import sumfold as sf
 from sumfold.core.driver import begin
 from sumfold.keys import HostKey
+from sumfold.models.torch_training import Loader
 from sumfold.testing import assert_runtimes_agree
 
 torch = pytest.importorskip("torch")
@@ -502,7 +503,8 @@ def test_a_loop_of_the_users_is_the_same_as_the_adapters(runtime):
         return rows // 2
 
     ours = averaging(model())
-    theirs = averaging(model(loss=EACH, optimizer=None, fit=two_epochs))
+    once = ours.batching._replace(epochs=1)
+    theirs = sf.learning.fed_avg(model(loss=EACH, optimizer=None, fit=two_epochs), batching=once)
     expected, train, _ = run(ours, rows(), runtime, rounds=2)
     got, measured, _ = run(theirs, rows(), runtime, rounds=2)
     np.testing.assert_allclose(got["weight"], expected["weight"], rtol=1e-6, atol=1e-7)
@@ -533,14 +535,14 @@ def test_what_a_loop_returns_is_the_clients_weight_and_it_may_take_the_round(run
 def test_passes_over_a_loader_are_the_epochs_of_the_batching():
     key, batching = HostKey(7, 3, 0, 5), sf.Batching(size=2, epochs=3)
     data = np.arange(5, dtype=np.float32), np.arange(5)
-    loader = sf.models.torch.Loader(data, key, batching)
+    loader = Loader(data, key, batching)
     passes = [[y.tolist() for _, y in loader] for _ in range(3)]
     planned = batching.batches(5, seed=7, round=3, client=5)
     assert [batch for one in passes for batch in one] == [[int(i) for i in row if i >= 0] for row in planned]
     assert passes[0] != passes[1] != passes[2]
     assert len(loader) == 3
     assert (loader.rows, loader.batches) == (15, 9)
-    again = sf.models.torch.Loader(data, key, batching)
+    again = Loader(data, key, batching)
     assert [y.tolist() for _, y in again.every_epoch()] == [batch for one in passes for batch in one]
 
 
@@ -551,8 +553,8 @@ def test_a_loop_that_returns_no_number_fails_with_the_reason(returned):
     def fit(module, loader):
         return returned
 
-    process = averaging(model(loss=None, optimizer=None, fit=fit)).on(sf.Loopback())
-    with pytest.raises(sf.WorkError, match=r"fit must return the number of examples it trained on, and returned"):
+    process = sf.learning.fed_avg(model(loss=None, optimizer=None, fit=fit)).on(sf.Loopback())
+    with pytest.raises(sf.CompositionError, match=r"fit returned .*how many examples it trained on.*SF-MODEL-026"):
         process.next(process.initialize(), rows())
 
 
@@ -743,7 +745,7 @@ def test_states_that_could_only_travel_by_pickle():
 
 def test_example_weights_and_a_loss_of_one_number():
     process = averaging(model(loss=nn.CrossEntropyLoss())).on(sf.Loopback())
-    with pytest.raises(sf.WorkError, match=r"example weights, and a loss that returns one number.*SF-MODEL-024"):
+    with refused("SF-MODEL-024", "example weights, and a loss that returns one number"):
         process.next(process.initialize(), rows(weights=True))
 
 

@@ -90,7 +90,8 @@ def _measured(process: Process, model: Model, weights: Tree, data: Federation, p
     weight = np.where(own, weight[place], 0)
     if isinstance(model, Clustered) and not model.is_one(weights):
         reached: list[dict[str, Any]] = [model.one.evaluate(each, x, y, weight) for each in weights]
-        return {**min(reached, key=_loss), "num_examples": rows}
+        best = min(reached, key=_loss)
+        return {**best, "num_examples": rows}
     return {**model.evaluate(weights, x, y, weight), "num_examples": rows}
 
 

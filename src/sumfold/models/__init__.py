@@ -9,8 +9,8 @@ from sumfold.models.host import HostModel as HostModel
 from sumfold.models.keras import from_keras as from_keras
 from sumfold.models.model import Model as Model
 from sumfold.models.sklearn import from_sklearn as from_sklearn
-from sumfold.models.torch import StateDict as StateDict
 from sumfold.models.torch import from_torch as from_torch
+from sumfold.models.torch_state import StateDict as StateDict
 
 __all__ = [
     "HostModel",

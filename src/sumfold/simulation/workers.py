@@ -120,6 +120,8 @@ class Crew:
         if run is not self.run:
             self.run, self.code = run, code(run)
         self.jobs += 1
+        if not self.workers:  # from now on there is somebody who removes the folder, should this program be killed
+            self.workers.append(_Worker(self.folder, self.threads))
         path, head, sizes = self._saved(message)
         if self.job:
             Path(self.job[2]).unlink(missing_ok=True)
