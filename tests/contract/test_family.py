@@ -84,17 +84,17 @@ STAGES = {
     "median": rounds.median,
     "mean, fixed point": lambda: sf.chain(sf.aggregators.mean(), rounds.fixed_point()),
 }
+SAME = {
+    "fed_prox": "what is sent is fed_avg's: only the gradient of a local step differs",
+    "mime_lite": "what is sent is that of mime, in one exchange",
+    "fed_rep": "local_layers with another client optimizer",
+    "fed_bn": "local_layers, with the leaves found by their layer",
+}
+"""Algorithms that are run under the mean alone, and why."""
 SKIPPED = {
+    **{(name, stage): reason for name, reason in SAME.items() for stage in STAGES if stage != "mean"},
     ("q_fed_avg", "median"): "an update is the ratio of two weighted sums, and a median knows no weights",
     ("ifca", "top-k, mean"): "what a client owes a model that it did not choose would be sent with weight 0, and lost",
-    ("fed_rep", "median"): "local_layers with another client optimizer: what is sent is the same",
-    ("fed_rep", "top-k, mean"): "as above",
-    ("fed_rep", "clip, mean"): "as above",
-    ("fed_rep", "mean, fixed point"): "as above",
-    ("fed_bn", "median"): "local_layers, with the leaves found by their layer",
-    ("fed_bn", "top-k, mean"): "as above",
-    ("fed_bn", "clip, mean"): "as above; with Keras below",
-    ("fed_bn", "mean, fixed point"): "as above",
 }
 FAMILY = {
     "fed_avg": sf.learning.fed_avg,

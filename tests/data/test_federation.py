@@ -409,7 +409,7 @@ def test_true_and_numbers_with_a_point_are_no_ids(clients, tmp_path):
         with refused("SF-DATA-011", "no client True", "mask"):
             one[True]
         for ids in ([True], [1, True], np.array([True, False]), (np.True_,)):
-            with refused("SF-DATA-011", "no client (True|np.True_|1)?", "mask"):
+            with refused("SF-DATA-011", r"no client (np\.)?True", "mask"):
                 one.subset(ids)
 
 

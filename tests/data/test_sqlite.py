@@ -197,7 +197,7 @@ def test_what_a_file_cannot_hold(tmp_path):
         Federation.from_clients({2**70: [1.0]}).save(tmp_path / "f")
     with refused("SF-DATA-106", r"\(1, 2\)", "str or int"):
         Federation.from_clients([{(1, 2): [1.0]}]).save(tmp_path / "f")
-    with refused("SF-DATA-106", r"the client id 'a\\\\udc80'", "strings of Unicode"):
+    with refused("SF-DATA-106", r"the client id 'a\\udc80'", "strings of Unicode"):
         Federation.from_clients({"a": [1.0], "a\udc80": [1.0]}).save(tmp_path / "f")
     assert list(tmp_path.iterdir()) == []
 

@@ -184,6 +184,107 @@ def test_ctrl_c_returns_the_runs_that_were_finished(processes):
     assert lines[-1] == "1 seed, after 3 rounds, interrupted"
 
 
+# -- each client's own weights
+
+OFFSETS = {k: (x, y + 10 * i) for i, (k, (x, y)) in enumerate((k, FEDERATION[k]) for k in "abc")}
+HELD_OUT = {k: (x[:n], y[:n]) for n, (k, (x, y)) in enumerate(OFFSETS.items(), 2)} | {"none": (np.zeros((0, 3)), [])}
+
+
+@pytest.fixture(scope="module")
+def personal():
+    model = sf.models.from_functions(
+        lambda key: {"w": jnp.zeros(3), "b": jnp.float32(0)},
+        lambda p, x: x @ p["w"] + p["b"],
+        lambda outputs, y: (outputs - y) ** 2,
+        {"mean_absolute_error": sf.metrics.mean_absolute_error},
+    )
+    options = {"batching": sf.Batching(size=4, epochs=3)}
+    local = optax.sgd(0.05)
+    return {
+        "FedAvg": sf.learning.fed_avg(model, local, **options),
+        "FedPer": sf.learning.local_layers(model, local, local="b", **options),
+        "Ditto": sf.learning.ditto(model, local, mu=0.01, **options),
+        "IFCA": sf.learning.ifca(model, local, clusters=3, **options),
+    }
+
+
+def test_personal_weights_are_compared_at_their_clients(personal):
+    """The mean over clients by rows, computed here by hand; a client without rows does not enter it."""
+    comparison = run(personal, OFFSETS, evaluate_clients=HELD_OUT, evaluate_every=3, seeds=1)
+    for name, process in personal.items():
+        history = comparison.histories[name][0]
+        squares = errors = 0.0
+        for k in OFFSETS:
+            weights = process.get_client_weights(history.state, k)
+            x, y = HELD_OUT[k]
+            error = x @ np.asarray(weights["w"]) + float(weights["b"]) - y
+            squares, errors = squares + (error**2).sum(), errors + np.abs(error).sum()
+        assert history.evaluations == [
+            {
+                "round": 2,
+                "loss": pytest.approx(squares / 9, rel=1e-4),
+                "mean_absolute_error": pytest.approx(errors / 9, rel=1e-4),
+                "num_examples": 9,
+                "num_clients": 3,
+            }
+        ]
+    by_name = {name: runs[0].evaluations[0]["loss"] for name, runs in comparison.histories.items()}
+    assert max(by_name["FedPer"], by_name["Ditto"]) < 0.5 * by_name["FedAvg"]
+    table = comparison.table({"mean_absolute_error": 1e6}).splitlines()
+    assert " ".join(table[0].split()).endswith("loss mean_absolute_error rounds to mean_absolute_error ≤ 1e+06")
+    assert [axes.get_ylabel() for axes in comparison.plot("loss").axes] == ["loss"]
+    servers = run(personal | {"IFCA": personal["FedAvg"]}, OFFSETS, evaluate=sf.Federation.from_clients(HELD_OUT))
+    assert (
+        servers.histories["Ditto"][0].evaluations[-1]["loss"] == servers.histories["FedAvg"][0].evaluations[-1]["loss"]
+    )
+
+
+def test_the_second_of_a_pair_is_measured_by_client(personal):
+    some = {name: personal[name] for name in ("FedAvg", "FedPer")}
+    data = sf.Federation.from_clients(OFFSETS)
+    comparison = run(some, lambda seed: data.split(0.6, seed=seed), evaluate_clients=True)
+    for name, process in some.items():
+        for seed, history in comparison.histories[name].items():
+            train, test = data.split(0.6, seed=seed)
+            alone = sf.train(process, train, rounds=3, seed=seed, evaluate_clients=test, progress=False)
+            assert history.evaluations == alone.evaluations
+
+
+def test_clients_that_ifca_has_not_seen_take_the_model_that_fits(personal):
+    process = personal["IFCA"]
+    state, _ = process.next(process.initialize(), OFFSETS, clients=["a"])
+    reached = sf.learning.evaluate_clients(process, state, HELD_OUT)
+    for k, (x, y) in HELD_OUT.items():
+        models = process.get_model_weights(state)
+        losses = [process.model.evaluate(w, x, y)["loss"] for w in models] if len(y) else [0.0]
+        chosen = process.get_client_weights(state, k)
+        expected = process.model.evaluate(chosen, x, y)["loss"] if k == "a" else min(losses)
+        assert reached[k]["loss"] == pytest.approx(expected, rel=1e-5)
+    assert reached["none"] == {"loss": 0.0, "mean_absolute_error": 0.0, "num_examples": 0}
+    x, y = HELD_OUT["a"]
+    np.testing.assert_allclose(process.model.predict(models[0], x), x @ np.asarray(models[0]["w"]) + models[0]["b"])
+
+
+def test_what_cannot_be_evaluated_is_refused_before_the_first_run(personal):
+    trained = []
+    counted = {name: dataclasses.replace(p, runtime=Counting(p.runtime, trained)) for name, p in personal.items()}
+    with pytest.raises(sf.CompositionError, match=r"3 models of ifca.*evaluate_clients=test.*SF-COMP-095"):
+        run(counted, OFFSETS, evaluate=TEST)
+    other = {"a": (np.zeros((4, 5), np.float32), np.zeros(4, np.float32))}
+    with pytest.raises(sf.TypeMismatchError, match=r"evaluate_clients of x float32\[4, 5\].*SF-TRAIN-013"):
+        run(counted, OFFSETS, evaluate_clients=other)
+    with pytest.raises(sf.DataError, match=r"evaluate_clients as a tuple of arrays.*SF-TRAIN-041"):
+        run(counted, OFFSETS, evaluate_clients=TEST)
+    with pytest.raises(sf.DataError, match=r"evaluate_clients as a function.*SF-TRAIN-041"):
+        run(counted, OFFSETS, evaluate_clients=lambda weights: {})
+    assert trained == []
+
+
+def test_evaluate_clients_takes_a_process():
+    with pytest.raises(sf.CompositionError, match=r"evaluate_clients of a dict; needed: an sf.Process.*SF-COMP-088"):
+        sf.learning.evaluate_clients({}, None, OFFSETS)
+
+
 # -- table, figure, file
 
 
@@ -225,6 +326,36 @@ def test_the_table_has_mean_and_deviation_and_rounds_to_a_target():
     risen = Comparison(runs, 6).table(("loss", 0.5, "max"))
     assert "rounds to loss ≥ 0.5" in risen
     assert Comparison(runs, 6).table(target=("accuracy", 0.9)).splitlines()[1].endswith("4.0 ± 2.8 (2 of 3 seeds)")
+
+
+def test_the_training_loss_has_targets_and_columns_can_be_chosen():
+    runs = {"FedAvg": {0: history([(1, {"loss": 1.0, "accuracy": 0.5})], [3.0, 0.25])}}
+    table = Comparison(runs, 2).table({"training loss": 0.5}, metrics=["accuracy", "training loss"]).splitlines()
+    assert [head.strip() for head in table[0].split("  ") if head.strip()] == [
+        "algorithm",
+        "accuracy",
+        "training loss",
+        "rounds to training loss ≤ 0.5",
+    ]
+    assert table[1].split() == ["FedAvg", "0.5000", "0.2500", "2.0"]
+    assert Comparison(runs, 2).table(metrics="accuracy").splitlines()[1].split() == ["FedAvg", "0.5000"]
+    assert Comparison(runs, 2).table({"accuracy": 0.5}, metrics=[]).splitlines()[1].split() == ["FedAvg", "2.0"]
+
+
+def test_numbers_within_dicts_have_a_column_only_by_name():
+    nested = {"auc": 0.75, "per_client": {"a": {"auc": 0.5}}, "words": "many", "histogram": [1, 2]}
+    comparison = Comparison({"FedAvg": {0: history([(0, nested)])}}, 1)
+    assert comparison.table().splitlines()[0].split() == ["algorithm", "training", "loss", "auc"]
+    assert len(comparison.plot().axes) == 2
+    assert comparison.table(metrics=["per_client/a/auc"]).splitlines()[1].split() == ["FedAvg", "0.5000"]
+
+
+def test_a_folder_that_went_further_is_described_as_it_is(processes, tmp_path):
+    some = {"FedAvg": processes["FedAvg"]}
+    run(some, rounds=4, checkpoint=tmp_path / "runs")
+    shorter = run(some, rounds=2, checkpoint=tmp_path / "runs")
+    assert repr(shorter) == "Comparison(1 algorithm, 2 seeds, 4 rounds)"
+    assert str(shorter).endswith("over 2 seeds, after 4 rounds")
 
 
 def test_one_seed_shows_no_deviation():
@@ -326,6 +457,13 @@ def test_progress_counts_over_all_runs(processes, capsys, monkeypatch):
             "SF-COMP-104",
             "evaluate, and train",
         ),
+        (
+            lambda p: {"train": lambda seed: (FEDERATION, FEDERATION), "evaluate_clients": FEDERATION},
+            "SF-COMP-104",
+            "evaluate_clients, and train",
+        ),
+        (lambda p: {"evaluate_clients": True}, "SF-COMP-089", "evaluate_clients=True, and train that is no function"),
+        (lambda p: {"evaluate_clients": FEDERATION, "evaluate": TEST}, "SF-TRAIN-040", "one of the two"),
     ],
 )
 def test_bad_arguments_are_refused(processes, change, code, words):
@@ -337,7 +475,10 @@ def test_bad_arguments_are_refused(processes, change, code, words):
 @pytest.mark.parametrize(
     ("ask", "code", "words"),
     [
-        (lambda c: c.table({"auc": 0.9}), "SF-COMP-106", r"'auc', and evaluations of \['accuracy'\]"),
+        (lambda c: c.table({"auc": 0.9}), "SF-COMP-106", r"'auc', and the metrics \['training loss', 'accuracy'\]"),
+        (lambda c: c.table(metrics=["accuracy", "auc"]), "SF-COMP-106", "a column for 'auc'"),
+        (lambda c: c.table(metrics=0.5), "SF-COMP-087", "metrics=0.5; needed: a list of names"),
+        (lambda c: c.table(metrics=[1]), "SF-COMP-087", r"metrics=\[1\]"),
         (lambda c: c.table("accuracy"), "SF-COMP-105", "target='accuracy'"),
         (lambda c: c.table({"accuracy": "high"}), "SF-COMP-105", "'high'"),
         (lambda c: c.table(("accuracy", 0.9, "up")), "SF-COMP-105", "'up'"),

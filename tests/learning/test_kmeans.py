@@ -181,6 +181,21 @@ def test_the_loop_and_the_model():
     assert "points" in process.explain()
 
 
+@pytest.mark.parametrize("form", ["clients", "array", "by client"])
+def test_points_alone_are_evaluated(form):
+    process, given = made(), ALL if form == "array" else POINTS
+    options = {"evaluate_clients" if form == "by client" else "evaluate": given}
+    history = sf.train(process, POINTS, rounds=2, progress=False, **options)
+    distances = process.model.predict(process.get_model_weights(history.state), ALL).min(1)
+    assert history.evaluations[-1]["loss"] == pytest.approx(distances.mean(), rel=1e-5)
+    assert history.evaluations[-1]["num_examples"] == len(ALL)
+
+
+def test_points_of_another_shape_are_not_evaluated():
+    with pytest.raises(sf.TypeMismatchError, match=r"points of shape \[5\].*SF-COMP-097"):
+        sf.train(made(), POINTS, rounds=1, evaluate=np.zeros((4, 5), np.float32), progress=False)
+
+
 # ---------------------------------------------------------------------------------------- refusals
 
 

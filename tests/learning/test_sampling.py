@@ -1,6 +1,7 @@
 """Sampling policies: who is drawn, how often, reproducibly, by train too; and what is refused."""
 
 import itertools
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 import sumfold as sf
 from sumfold import keys
-from sumfold.learning.sampling import Draw, cohort, described, named
+from sumfold.learning.sampling import Draw, cohort, described
 
 sampling = sf.sampling
 
@@ -94,7 +95,7 @@ def test_weighted_draws_one_by_one_in_proportion(k):
     by_array = shares(sampling.weighted(k, weights))
     np.testing.assert_allclose(by_array, exact_inclusion(weights, k), atol=0.025)
     assert by_array[1] == 0
-    mapping = {client: weights[client] for client in reversed(range(6))} | {"a stranger": 3.0}
+    mapping = {client: weights[client] for client in reversed(range(6))}
     assert drawn(sampling.weighted(k, mapping), 20) == drawn(sampling.weighted(k, np.array(weights)), 20)
     np.testing.assert_allclose(shares(sampling.weighted(k)), exact_inclusion([1, 2, 3, 4, 5, 6], k), atol=0.025)
 
@@ -250,7 +251,9 @@ def test_a_policy_is_known_by_its_parameters():
     assert described(sampling.weighted(1, a)) == described(sampling.weighted(1, b))
     assert described(sampling.weighted(1, a)) != described(sampling.weighted(1, {"a": 2.0, "b": 1.0}))
     assert described(sampling.weighted(2)) == "drawn by weighted(2, weights='examples')"
-    assert described(sampling.available(lambda_of_another_name, 3)) == "drawn by available(lambda_of_another_name, k=3)"
+    by_function = described(sampling.available(lambda_of_another_name, 3))
+    assert re.fullmatch(r"drawn by available\(lambda_of_another_name [0-9a-f]{16}, k=3\)", by_function)
+    assert by_function == described(sampling.available(lambda_of_another_name, 3))
     assert described(sampling.available({"a": [True]})) != described(sampling.available({"a": [False]}))
     assert described(sampling.fixed([1, 2])) == "drawn by fixed([1, 2])"
 
@@ -258,7 +261,72 @@ def test_a_policy_is_known_by_its_parameters():
         def __call__(self, draw):
             return draw.ids
 
-    assert " at 0x" not in named(Chooser()) + named(partial(lambda_of_another_name, 3))
+    assert " at 0x" not in described(Chooser()) + described(partial(lambda_of_another_name, 3))
+
+
+def take(number):
+    """Policies of one name: a function, a part of one, a method and a callable object, each with a number in it."""
+
+    class Take:
+        def __init__(self, number):
+            self.number = number
+
+        def __call__(self, draw):
+            return draw.ids[: self.number]
+
+        def first(self, draw):
+            return draw.ids[: self.number]
+
+    def both(draw, number):
+        return draw.ids[:number]
+
+    return {
+        "closure": lambda draw: draw.ids[:number],
+        "partial": partial(both, number=number),
+        "object": Take(number),
+        "method": Take(number).first,
+        "within available": sampling.available(lambda round: list("abcdef")[:number]),
+        "object within available": sampling.available(Take(number)),
+    }
+
+
+@pytest.mark.parametrize("kind", take(1))
+def test_a_policy_of_ones_own_is_known_by_what_it_closes_over(kind):
+    assert described(take(2)[kind]) == described(take(2)[kind])
+    assert described(take(2)[kind]) != described(take(3)[kind])
+
+
+def test_a_policy_that_was_changed_is_noticed(process, tmp_path):
+    for folder, one, same_again, other in (
+        ("a", lambda draw: draw.ids[:2], lambda draw: draw.ids[:2], lambda draw: draw.ids[:3]),
+        (
+            "b",
+            sampling.available(lambda round: ["a", "b"]),
+            sampling.available(lambda round: ["a", "b"]),
+            sampling.available(lambda round: ["a", "c"]),
+        ),
+    ):
+        run(process, cohorts=one, rounds=2, checkpoint=tmp_path / folder)
+        run(process, cohorts=same_again, rounds=3, checkpoint=tmp_path / folder)
+        with pytest.raises(
+            sf.CheckpointError, match=r"drawn by .*<lambda> \w+.* there and drawn by .*<lambda>"
+        ) as caught:
+            run(process, cohorts=other, checkpoint=tmp_path / folder)
+        assert caught.value.code == "SF-CKPT-015"
+
+
+def test_bools_are_a_mask():
+    there = [True, False, False, True, True, False]
+    for mask in (there, tuple(there), np.array(there), list(np.array(there))):
+        assert drawn(lambda draw, mask=mask: mask, 2) == [[0, 3, 4]] * 2
+        assert drawn(sampling.available(lambda round, mask=mask: mask), 1) == [[0, 3, 4]]
+    assert drawn(lambda draw: draw.sizes > 4, 1) == [[4, 5]]
+    assert drawn(lambda draw: [], 1) == [[]]
+
+
+def test_traces_of_zeros_and_ones():
+    for trace in ([1, 0], np.array([1, 0], np.uint8), np.array([True, False]), [True, 0]):
+        assert drawn(sampling.available({3: trace}), 2) == [[3], []]
 
 
 # -- what is refused
@@ -286,6 +354,21 @@ def test_a_policy_is_known_by_its_parameters():
         (lambda: sampling.weighted(1, "rows"), "SF-TRAIN-026", "weights='rows'"),
         (lambda: sampling.weighted(1, [["a"]]), "SF-TRAIN-026", "weights as a list"),
         (lambda: sampling.weighted(1, np.ones((2, 2))), "SF-TRAIN-026", r"shape \[2, 2\]"),
+        (lambda: sampling.weighted(1, {True: 1.0}), "SF-TRAIN-026", "a weight of client True, which is no id"),
+        (lambda: sampling.fixed([True]), "SF-TRAIN-023", "fixed with True as an id; needed: at least one client's id"),
+        (lambda: sampling.fixed(np.array([True, False])), "SF-TRAIN-023", "fixed with True as an id"),
+        (lambda: sampling.available({True: [1]}), "SF-TRAIN-024", "a trace of client True, which is no id"),
+        (
+            lambda: sampling.available({"a": [1, 2]}),
+            "SF-TRAIN-024",
+            r"2 \(int64\) in round 1 of the trace of client 'a'; needed: a list or array of bool, or of the integers",
+        ),
+        (lambda: sampling.available({"a": [0.5]}), "SF-TRAIN-024", r"0.5 \(float64\) in round 0"),
+        (lambda: sampling.available({"a": ["no"]}), "SF-TRAIN-024", "no .* in round 0 of the trace of client 'a'"),
+        (lambda: sampling.available({"a": [[True]]}), "SF-TRAIN-024", r"trace of client 'a' of shape \[1, 1\]"),
+        (lambda: sampling.available({"a": [[1], [1, 0]]}), "SF-TRAIN-024", "client 'a', which is no array"),
+        (lambda: sampling.available({"a": "10"}), "SF-TRAIN-024", "a str as the trace of client 'a'"),
+        (lambda: sampling.available({"a": {1, 0}}), "SF-TRAIN-024", "the trace of client 'a' as a set"),
     ],
 )
 def test_policies_refuse_what_they_cannot_use(make, code, words):
@@ -305,6 +388,17 @@ REFUSED_WHEN_DRAWING = {
     ),
     "other weights": (lambda: sampling.weighted(2, [1.0, 2.0]), "SF-TRAIN-026", "2 weights for 6 clients"),
     "no weight": (lambda: sampling.weighted(1, {"a": 1.0}), "SF-TRAIN-026", "weights without client 'b'"),
+    "a stranger's weight": (
+        lambda: sampling.weighted(1, dict.fromkeys("abcdefz", 1.0)),
+        "SF-TRAIN-026",
+        "a weight of client 'z', whom the federation does not have",
+    ),
+    "another policy's mask": (
+        lambda: lambda draw: [True, False],
+        "SF-TRAIN-027",
+        r"the policy <lambda> returned bool\[2\] in round 0; needed: bool\[6\]",
+    ),
+    "a bool": (lambda: lambda draw: ["a", True], "SF-TRAIN-025", "returned, in round 0, no client True"),
     "short trace": (
         lambda: sampling.available({"c": [True]}),
         "SF-TRAIN-024",

@@ -12,7 +12,7 @@ import functools
 import numbers
 import weakref
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,10 @@ from sumfold.errors import DataError
 
 Array = npt.NDArray[Any]
 ClientId = str | int
-Ids = Sequence[ClientId]
+if TYPE_CHECKING:
+    Ids = Sequence[ClientId]
+else:
+    Ids = Sequence  # who checks annotations while a program runs must not look an id up in a file
 """A range where clients are numbered, a tuple elsewhere; of a federation in a file, a sequence that looks them up."""
 Tree = Any
 Structure = Hashable

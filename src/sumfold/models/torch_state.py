@@ -52,6 +52,7 @@ class Names:
 
     def divided(self, weights: Mapping[str, Any]) -> Parts:
         """Weights by name as `Parts`."""
+
         def of(kind: str) -> dict[str, Any]:
             return {name: weights[name] for name, own in self.kinds.items() if own == kind}
 

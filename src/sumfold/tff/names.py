@@ -81,8 +81,8 @@ OFFERED: dict[str, str] = {
 
 _TODAY = (
     "it is not there yet; sf.learning has fed_avg, fed_sgd, fed_prox, scaffold, fed_nova, fed_dyn, mime, mime_lite, "
-    "q_fed_avg, ifca, kmeans and fed_eval; to add an algorithm, begin as sumfold/learning/fed_avg.py does: a Round, "
-    "made into an sf.Process"
+    "q_fed_avg, local_layers, fed_bn, ditto, ifca, kmeans, fine_tune and fed_eval; to add an algorithm, begin as "
+    "sumfold/learning/fed_avg.py does: a Round, made into an sf.Process"
 )
 _AGGREGATORS = "pass a stage of sf.aggregators: sf.learning.fed_avg(…, aggregator=sf.aggregators.mean())"
 _LOOP = "use sf.train(process, data, rounds=…, evaluate=…, checkpoint=…), or a for loop over process.next"
@@ -90,7 +90,13 @@ _DATASETS = (
     "this data is not shipped: read its arrays and use sf.data.Federation.from_arrays(x, y, client_ids=…), or try "
     "sf.data.heart_disease() and sf.data.digits()"
 )
-_MODEL = "use sf.models.from_functions(init, predict, loss), from_keras, from_flax or from_equinox"
+_MODEL = (
+    "use sf.models.from_functions(init, predict, loss), from_keras, from_flax, from_equinox, from_torch or from_sklearn"
+)
+_PERSONAL = (
+    "use sf.learning.fine_tune(model, optimizer), which measures clients before and after local steps; for algorithms "
+    "that personalise in training, sf.learning.local_layers, fed_bn and ditto"
+)
 _WEIGHTS = "use sf.models.save(path, weights) and sf.models.load(path)"
 _STRUCT = "write tuples and dicts, and look at them with jax.tree"
 _SPLIT = "use sf.data.partition.iid, dirichlet, shards or power_law on arrays"
@@ -151,7 +157,7 @@ REFUSED: dict[str, str] = {
         "write process.get_model_weights(state).assign_to(keras_model), as sf.models.from_keras says"
     ),
     "tff.learning.build_federated_sgd_process": "use tff.learning.algorithms.build_fed_sgd, its name since TFF 0.28",
-    "tff.learning.build_personalization_eval": _TODAY,
+    "tff.learning.build_personalization_eval": _PERSONAL,
     "tff.learning.build_local_evaluation": "use model.evaluate(weights, x, y) of a model of sf.models",
     "tff.learning.compression_aggregator": _AGGREGATORS,
     "tff.learning.ddp_secure_aggregator": _AGGREGATORS,
@@ -176,7 +182,7 @@ REFUSED: dict[str, str] = {
         "use tff.learning.algorithms.build_weighted_mime_lite, with an optax schedule as the rate of the base "
         "optimizer; its count of steps is that of rounds"
     ),
-    "tff.learning.algorithms.build_personalization_eval_computation": _TODAY,
+    "tff.learning.algorithms.build_personalization_eval_computation": _PERSONAL,
     "tff.learning.models.BatchOutput": _MODEL,
     "tff.learning.models.FunctionalModel": _MODEL,
     "tff.learning.models.ModelWeights": "the weights are what process.get_model_weights(state) of an sf.Process gives",
@@ -222,13 +228,15 @@ REFUSED: dict[str, str] = {
         for name in ("celeba", "cifar100", "emnist", "flair", "gldv2", "inaturalist", "shakespeare", "stackoverflow")
     },
     "tff.simulation.datasets.FilePerUserClientData": "use sf.data.Federation.from_arrays on memory-mapped arrays",
-    "tff.simulation.datasets.SqlClientData": "use sf.data.Federation.from_arrays on memory-mapped arrays",
+    "tff.simulation.datasets.SqlClientData": (
+        "use sf.data.Federation.from_sqlite(path) on a file that federation.save(path) wrote"
+    ),
     "tff.simulation.datasets.TransformingClientData": "transform the arrays before sf.data.Federation.from_clients",
     "tff.simulation.datasets.build_dataset_mixture": _SPLIT,
     "tff.simulation.datasets.build_single_label_dataset": _SPLIT,
     "tff.simulation.datasets.build_synthethic_iid_datasets": _SPLIT,
-    "tff.simulation.datasets.load_and_parse_sql_client_data": "use sf.data.Federation.from_arrays",
-    "tff.simulation.datasets.save_to_sql_client_data": "use numpy.save, and sf.data.Federation.from_arrays",
+    "tff.simulation.datasets.load_and_parse_sql_client_data": "use sf.data.Federation.from_sqlite(path)",
+    "tff.simulation.datasets.save_to_sql_client_data": "use federation.save(path), and sf.data.Federation.from_sqlite",
 }
 """TFF's name -> the Sumfold way."""
 
