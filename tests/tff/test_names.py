@@ -92,6 +92,12 @@ def test_some_words_of_the_history():
         _ = tff.federated_collect
     with pytest.raises(AttributeError, match=r"sf\.learning has fed_avg"):
         _ = tff.learning.algorithms.build_fed_recon
+    with pytest.raises(AttributeError, match=r"sf\.learning\.fine_tune"):
+        _ = tff.learning.algorithms.build_personalization_eval_computation
+    with pytest.raises(AttributeError, match=r"Federation\.from_sqlite"):
+        _ = tff.simulation.datasets.SqlClientData
+    with pytest.raises(AttributeError, match="from_torch or from_sklearn"):
+        _ = tff.learning.models.FunctionalModel
     with pytest.raises(AttributeError, match="nothing has to be started"):
         tff.backends.native.set_sync_local_cpp_execution_context()
     with pytest.raises(AttributeError, match=r"sf\.aggregators"):
