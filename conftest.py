@@ -22,6 +22,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
+import hypothesis
 from jaxtyping import install_import_hook
 
 # From here on every function of Sumfold checks its annotations, shapes and dtypes included, when called.
@@ -32,3 +33,7 @@ install_import_hook("sumfold", "beartype.beartype")
 for module in pkgutil.walk_packages(importlib.import_module("sumfold").__path__, "sumfold."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
+
+# How long a draw takes says something about the machine's other work, not about the code.
+hypothesis.settings.register_profile("sumfold", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("sumfold")
