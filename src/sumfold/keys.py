@@ -120,10 +120,19 @@ def mix(*words: ArrayLike) -> NDArray[np.uint64]:
     """
     state: NDArray[np.uint64] = np.zeros(1, np.uint64)
     for word in words:
-        state = (state + np.asarray(word).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state = state ^ (state >> np.uint64(31))
+        state = stir(state, word)
+    return state
+
+
+def stir(state: NDArray[np.uint64], word: ArrayLike) -> NDArray[np.uint64]:
+    """One more word of `mix`; a new array."""
+    state = state + np.asarray(word).astype(np.uint64)
+    state += np.uint64(0x9E3779B97F4A7C15)
+    state ^= state >> np.uint64(30)
+    state *= np.uint64(0xBF58476D1CE4E5B9)
+    state ^= state >> np.uint64(27)
+    state *= np.uint64(0x94D049BB133111EB)
+    state ^= state >> np.uint64(31)
     return state
 
 

@@ -14,7 +14,7 @@ from jax import export
 from numpy.typing import NDArray
 
 from sumfold import keys, tree
-from sumfold.core.batching import Batching, Plan, plan, plan_ready
+from sumfold.core.batching import Batching, plan, plan_ready
 from sumfold.core.client import client_key
 from sumfold.core.host import Failure
 from sumfold.errors import WireError
@@ -123,7 +123,7 @@ class Runner:
             if isinstance(carry, Failure):
                 return carry
         elif rows:
-            for t, index in enumerate(self._batches(head, rows, batch_sizes).rows):
+            for t, index in enumerate(self._batches(head, rows, batch_sizes)):
                 mask = index >= 0
                 filled = np.where(mask, index, index[0])
                 batch = [*(leaf[filled] for leaf in leaves), mask]
@@ -138,16 +138,12 @@ class Runner:
             keeping[split:],
         )
 
-    def _batches(self, head: Assignment, rows: int, batch_sizes: NDArray[np.int64] | None) -> Plan:
+    def _batches(self, head: Assignment, rows: int, batch_sizes: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        width = self.manifest.batch[-1].shape[0]
         if batch_sizes is not None:
-            return plan_ready([batch_sizes], self.manifest.batch[-1].shape[0])
-        return plan(
-            np.array([rows], np.int64),
-            np.array([head.client], np.uint32),
-            self.batching,
-            np.array(head.seed, np.uint32),
-            head.round,
-        )
+            return plan_ready([batch_sizes]).batches(width)
+        one, code = np.array([rows], np.int64), np.array([head.client], np.uint32)
+        return plan(one, code, self.batching, np.array(head.seed, np.uint32), head.round).batches(width)
 
 
 def _check_types(manifest: PlanManifest, programs: dict[str, export.Exported]) -> None:

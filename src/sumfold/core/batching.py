@@ -22,14 +22,24 @@ class Plan(NamedTuple):
     """The batches of some clients, one after the other.
 
     Attributes:
-        rows: int64[T, B], the row of every place in every batch, -1 for padding (always at the end).
-        start: int64[K], the first batch of each client.
-        steps: int64[K], how many batches each client takes.
+        rows: int64[R], rows in the order in which they are taken, each counted from its client's first.
+        begin, size: int64[T], where in `rows` each batch begins and how many it takes.
+        start, steps: int64[K], the first batch of each client, and how many it takes.
+        drawn: int64[K], how many entries of `rows` are each client's.
     """
 
     rows: NDArray[np.int64]
+    begin: NDArray[np.int64]
+    size: NDArray[np.int64]
     start: NDArray[np.int64]
     steps: NDArray[np.int64]
+    drawn: NDArray[np.int64]
+
+    def batches(self, width: int) -> NDArray[np.int64]:
+        """The row of every place in every batch, int64[T, width], -1 for padding, which stands at the end."""
+        place = np.arange(width)
+        padded = np.concatenate([self.rows, np.full(width, -1)])
+        return np.where(place < self.size[:, None], padded[self.begin[:, None] + place], -1)
 
 
 class _Batching(NamedTuple):
@@ -106,7 +116,7 @@ class Batching(_Batching):
             client: the client's id.
         """
         one = np.array([rows], np.int64)
-        return plan(one, keys.codes([client]), self, keys.root(seed), round).rows
+        return plan(one, keys.codes([client]), self, keys.root(seed), round).batches(self.width(rows))
 
 
 def plan(
@@ -116,42 +126,73 @@ def plan(
     seed: NDArray[np.uint32],
     round: int,
 ) -> Plan:
-    """The batches of clients that share a width, in rows counted from each client's own first.
+    """The batches of clients that share a width.
 
-    No Python loop over clients: every (client, epoch) is a segment, the rows of all segments are sorted at
-    once by (segment, hash), and their places in the segment say which batch they belong to.
+    No Python loop over clients: every (client, epoch) is a segment of `rows`, in the order of a hash, and batch b of
+    an epoch is the b-th slice of its segment. Without shuffling all epochs share one segment.
     """
+    counts = np.asarray(counts, np.int64)
     width = batching.width(int(counts.max(initial=0)))
     steps = batching.steps(counts)
     start = np.cumsum(steps) - steps
-    index = np.full((int(steps.sum()), width), -1, np.int64)
     per_epoch = np.maximum(batching._replace(epochs=1, max_steps=None).steps(counts), 1)
-    epochs = np.minimum(-(-steps // per_epoch), batching.epochs)  # epochs begun before max_steps
+    client = np.repeat(np.arange(len(counts)), steps)  # one entry a batch
+    epoch, batch = np.divmod(np.arange(len(client)) - start[client], per_epoch[client])
 
-    client = np.repeat(np.arange(len(counts)), epochs)  # one entry a segment
-    epoch = np.arange(len(client)) - np.repeat(np.cumsum(epochs) - epochs, epochs)
-    lengths = counts[client]
-    segment = np.repeat(np.arange(len(client)), lengths)  # one entry a row
-    place = np.arange(len(segment)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    row = place
+    begun = -(-steps // per_epoch) if batching.shuffle else np.minimum(steps, 1)  # segments of each client
+    first = np.cumsum(begun) - begun
+    owner = np.repeat(np.arange(len(counts)), begun)  # one entry a segment
+    number = np.arange(len(owner)) - first[owner]
+    segment = first[client]
     if batching.shuffle:
-        drawn = keys.mix(seed[0], seed[1], round, codes[client], epoch)[segment]
-        drawn = keys.mix(drawn, place)
-        row = place[np.lexsort((drawn, segment))]
-    step = epoch[segment] * per_epoch[client[segment]] + place // width
-    taken = (step < steps[client[segment]]) & (place // width < per_epoch[client[segment]])
-    index[(start[client[segment]] + step)[taken], (place % width)[taken]] = row[taken]
-    return Plan(index, start, steps)
+        segment += epoch
+        hashes = keys.mix(seed[0], seed[1], round, codes[owner], number)
+        rows = _shuffled(counts[owner], hashes)
+    else:
+        rows = _within(counts[owner])
+    lengths = np.minimum(counts[owner], np.minimum(steps[owner] - number * per_epoch[owner], per_epoch[owner]) * width)
+    if lengths.sum() < len(rows):  # max_steps and drop_remainder leave the end of a segment out
+        rows = rows[_within(counts[owner]) < np.repeat(lengths, counts[owner])]
+    begin = (np.cumsum(lengths) - lengths)[segment] + batch * width
+    size = np.minimum(counts[client] - batch * width, width)
+    return Plan(rows, begin, size, start, steps, np.bincount(owner, lengths, len(counts)).astype(np.int64))
 
 
-def plan_ready(batch_sizes: Sequence[NDArray[np.int64]], width: int) -> Plan:
+def _within(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """0 … n-1 for each length, one after the other."""
+    return np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+_HASH = 32
+"""Bits of the hash that orders a segment's rows; rows whose hashes agree in them keep their order."""
+
+
+def _shuffled(lengths: NDArray[np.int64], hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The places 0 … n-1 of every segment in the order of their hashes.
+
+    Segment, hash and place share a 64-bit word, so that one plain sort orders everything; as many segments at a time
+    as there are bits for.
+    """
+    bits = int(lengths.max(initial=1)).bit_length()
+    at_once = 1 << (64 - _HASH - bits)
+    if len(lengths) > at_once:
+        cuts = range(0, len(lengths), at_once)
+        return np.concatenate([_shuffled(lengths[c : c + at_once], hashes[c : c + at_once]) for c in cuts])
+    place = _within(lengths)
+    words = keys.stir(np.repeat(keys.mix(hashes), lengths), place)
+    words >>= np.uint64(64 - _HASH)
+    words <<= np.uint64(bits)
+    words |= place.view(np.uint64)
+    words |= np.repeat(np.arange(len(lengths), dtype=np.uint64) << np.uint64(_HASH + bits), lengths)
+    words.sort()
+    words &= np.uint64((1 << bits) - 1)
+    return words.view(np.int64)
+
+
+def plan_ready(batch_sizes: Sequence[NDArray[np.int64]]) -> Plan:
     """The plan of ready-made batches: used as they are, in order, in one pass."""
     steps = np.array([len(sizes) for sizes in batch_sizes], np.int64)
-    index = np.full((int(steps.sum()), width), -1, np.int64)
-    t = 0
-    for sizes in batch_sizes:
-        first = np.cumsum(sizes) - sizes
-        for begin, length in zip(first, sizes, strict=True):
-            index[t, :length] = np.arange(begin, begin + length)
-            t += 1
-    return Plan(index, np.cumsum(steps) - steps, steps)
+    size = np.concatenate([np.zeros(0, np.int64), *batch_sizes])
+    rows = np.concatenate([np.zeros(0, np.int64), *(np.arange(sizes.sum()) for sizes in batch_sizes)])
+    drawn = np.array([sizes.sum() for sizes in batch_sizes], np.int64)
+    return Plan(rows, np.cumsum(size) - size, size, np.cumsum(steps) - steps, steps, drawn)

@@ -7,8 +7,9 @@ network. Nothing else differs between them.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
@@ -26,7 +27,7 @@ from sumfold.errors import CompositionError, DataError, StateError
 from sumfold.keys import Key
 from sumfold.tree import Leaf, Tree
 
-__all__ = ["Notes", "Outcome", "Runtime", "State", "Totals", "begin", "play", "step"]
+__all__ = ["Notes", "Outcome", "Runtime", "State", "Totals", "begin", "merge", "play", "step"]
 
 NOBODY = np.int32(2**31 - 1)
 """`Totals.invalid` when no client had an invalid weight."""
@@ -73,8 +74,10 @@ class Totals(NamedTuple):
     invalid: Leaf
 
 
-Sigma: TypeAlias = Callable[[int, Briefing, Tree], tuple[Totals, Tree]]
-"""(phase number, what every client receives, carried) -> (totals, carried): one way to compute Σ."""
+Sigma: TypeAlias = Callable[[int, Briefing, Tree], tuple[Sequence[Totals], Tree]]
+"""(phase number, what every client receives, carried) -> (totals, carried): one way to compute Σ.
+
+The totals may be those of several groups of clients; the server merges them in the order given."""
 
 
 class Notes(NamedTuple):
@@ -112,8 +115,57 @@ class Runtime(Protocol):
         """Prepare an algorithm; the result runs one round of it."""
 
 
+class Standing(NamedTuple):
+    """What the server has between the phases of a round.
+
+    Attributes:
+        algorithm: the algorithm's state.
+        before, after: the stages' memories, of each phase when the round began and of the phases that have ended.
+        metrics: reported so far.
+        non_finite: int32[], clients left out so far because a number was not finite.
+        invalid: int32[], the first place with an invalid weight so far; `NOBODY` otherwise.
+    """
+
+    algorithm: Tree
+    before: tuple[dict[str, Tree], ...]
+    after: tuple[dict[str, Tree], ...]
+    metrics: Metrics
+    non_finite: Leaf
+    invalid: Leaf
+
+
+class Server(NamedTuple):
+    """The server's half of a round, cut where the network is.
+
+    Attributes:
+        brief: (phase number, standing, seed uint32[2], round int32[]) -> what every client receives.
+        close: (phase number, standing, totals, seed, round) -> standing. The totals are those of one or several groups
+            of clients, in an order that must not depend on time.
+    """
+
+    brief: Callable[[int, Standing, Leaf, Leaf], Briefing]
+    close: Callable[[int, Standing, Sequence[Totals], Leaf, Leaf], Standing]
+
+
+def server_of(round: Round) -> Server:
+    """The server's half, to be traced as a part of a larger program."""
+    return Server(functools.partial(_brief, round), functools.partial(_close, round))
+
+
+def compiled_server(round: Round) -> Server:
+    """The server's half with each of its two functions compiled, for a Σ that is no program."""
+    return Server(*(jax.jit(function, static_argnums=0) for function in server_of(round)))
+
+
 def play(
-    round: Round, algorithm: Tree, stages: Tree, run: Key, number: Leaf, sigma: Sigma, carried: Tree
+    round: Round,
+    server: Server,
+    algorithm: Tree,
+    stages: Tree,
+    seed: Leaf,
+    number: Leaf,
+    sigma: Sigma,
+    carried: Tree,
 ) -> tuple[Tree, Tree, Metrics, Leaf, Tree]:
     """One round: broadcast, Σ, decode, finalize, for each phase in turn.
 
@@ -121,28 +173,52 @@ def play(
         (algorithm state, stage memories, metrics, first invalid place, carried).
     """
     metrics: Metrics = {"distributor": {}, "client_work": {}, "aggregator": {}, "finalizer": {}}
-    after, invalid, non_finite = [], jnp.asarray(NOBODY), jnp.int32(0)
-    for i, phase in enumerate(round.phases):
-        key = keys.derive(run, purpose=f"server {i}", round=number)
-        public = {part: stage.share(stages[i][part]) for part, stage in phase.aggregate.items()}
-        briefing = Briefing(phase.broadcast(algorithm, keys.at_init(key)), public)
-        totals, carried = sigma(i, briefing, carried)
+    standing = Standing(algorithm, stages, (), metrics, np.int32(0), NOBODY)
+    for i in range(len(round.phases)):
+        totals, carried = sigma(i, server.brief(i, standing, seed, number), carried)
+        standing = server.close(i, standing, totals, seed, number)
+    return standing.algorithm, standing.after, standing.metrics, standing.invalid, carried
 
-        results, memories = {}, {}
-        for j, (part, stage) in enumerate(phase.aggregate.items()):
-            results[part], memories[part], measured = stage.decode(
-                stages[i][part], totals.parts[part], keys.at_step(key, j)
-            )
-            if measured:
-                metrics["aggregator"][part] = measured
-        non_finite = non_finite + totals.num_non_finite_clients
-        counted = Measured(totals.metrics, totals.num_clients, non_finite)
-        algorithm, reported = phase.finalize(algorithm, results, counted, keys.at_finish(key))
-        for group, values in reported.items():
-            metrics[group] = {**metrics[group], **values}
-        after.append(memories)
-        invalid = jnp.minimum(invalid, totals.invalid)
-    return algorithm, tuple(after), metrics, invalid, carried
+
+def _brief(round: Round, i: int, standing: Standing, seed: Leaf, number: Leaf) -> Briefing:
+    phase, key = round.phases[i], _server_key(i, seed, number)
+    public = {part: stage.share(standing.before[i][part]) for part, stage in phase.aggregate.items()}
+    return Briefing(phase.broadcast(standing.algorithm, keys.at_init(key)), public)
+
+
+def _close(round: Round, i: int, standing: Standing, partial: Sequence[Totals], seed: Leaf, number: Leaf) -> Standing:
+    phase, key = round.phases[i], _server_key(i, seed, number)
+    totals = functools.reduce(functools.partial(merge, phase), partial)
+    metrics = dict(standing.metrics)
+    results, memories = {}, {}
+    for j, (part, stage) in enumerate(phase.aggregate.items()):
+        results[part], memories[part], measured = stage.decode(
+            standing.before[i][part], totals.parts[part], keys.at_step(key, j)
+        )
+        if measured:
+            metrics["aggregator"] = {**metrics["aggregator"], part: measured}
+    non_finite = standing.non_finite + totals.num_non_finite_clients
+    counted = Measured(totals.metrics, totals.num_clients, non_finite)
+    algorithm, reported = phase.finalize(standing.algorithm, results, counted, keys.at_finish(key))
+    for group, values in reported.items():
+        metrics[group] = {**metrics[group], **values}
+    invalid = jnp.minimum(standing.invalid, totals.invalid)
+    return Standing(algorithm, standing.before, (*standing.after, memories), metrics, non_finite, invalid)
+
+
+def _server_key(i: int, seed: Leaf, number: Leaf) -> Key:
+    return keys.derive(keys.typed(seed), purpose=f"server {i}", round=number)
+
+
+def merge(phase: Phase, a: Totals, b: Totals) -> Totals:
+    """The totals of two groups of clients as one."""
+    return Totals(
+        {part: (stage.group or add).merge(a.parts[part], b.parts[part]) for part, stage in phase.aggregate.items()},
+        tree.add(a.metrics, b.metrics),
+        a.num_clients + b.num_clients,
+        a.num_non_finite_clients + b.num_non_finite_clients,
+        jnp.minimum(a.invalid, b.invalid),
+    )
 
 
 def nothing(phase: Phase, briefing: Briefing, kept: Tree, places: int) -> Totals:
@@ -163,19 +239,6 @@ def _upload(phase: Phase, briefing: Briefing, kept: Tree) -> tuple[dict[str, Tre
     key = keys.typed(jnp.zeros(2, jnp.uint32))
     upload, _ = half.finish(start, half.init(start, key), key)
     return upload.parts, upload.metrics
-
-
-def compiled_server(round: Round) -> Round:
-    """The round with each of the server's functions compiled by itself, for a Σ that is no program."""
-    return round._replace(phases=tuple(_compiled(phase) for phase in round.phases))
-
-
-def _compiled(phase: Phase) -> Phase:
-    stages = {
-        part: stage._replace(share=jax.jit(stage.share), decode=jax.jit(stage.decode))
-        for part, stage in phase.aggregate.items()
-    }
-    return phase._replace(broadcast=jax.jit(phase.broadcast), aggregate=stages, finalize=jax.jit(phase.finalize))
 
 
 def begin(round: Round, params: Tree, seed: int) -> State:

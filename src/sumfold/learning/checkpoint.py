@@ -37,13 +37,12 @@ from jaxtyping import Array
 from sumfold import keys, tree
 from sumfold.core import files
 from sumfold.core.client import Briefing, Start, client_half
-from sumfold.core.driver import State, Totals, nothing, play
+from sumfold.core.driver import State, Totals, nothing, play, server_of
 from sumfold.core.group import add
 from sumfold.core.host import code_identity
 from sumfold.core.round import Batch, HostWork
 from sumfold.data import Federation
 from sumfold.errors import CheckpointError
-from sumfold.keys import Key
 from sumfold.learning.history import decoded, encoded, flat
 from sumfold.learning.process import Process
 from sumfold.tree import Tree
@@ -402,8 +401,9 @@ def program(process: Process, batch: Batch | None) -> str | None:
     """
     algorithm, template = process.round, process._template
 
-    def traced(state: Tree, stages: Tree, batch: Batch | None, key: Key, number: Array, rows: Array) -> Tree:
-        def sigma(i: int, briefing: Briefing, kept: Tree) -> tuple[Totals, Tree]:
+    def traced(state: Tree, stages: Tree, batch: Batch | None, seed: Array, number: Array, rows: Array) -> Tree:
+        def sigma(i: int, briefing: Briefing, kept: Tree) -> tuple[list[Totals], Tree]:
+            key = keys.typed(seed)
             phase, half = algorithm.phases[i], client_half(algorithm.phases[i])
             start = Start(briefing, half.fresh(briefing, kept), kept, rows)
             carry = half.init(start, key)
@@ -416,14 +416,14 @@ def program(process: Process, batch: Batch | None) -> str | None:
                 for part, stage in phase.aggregate.items()
             }
             metrics = tree.add(totals.metrics, upload.metrics)
-            return totals._replace(parts=parts, metrics=metrics), keeping.kept
+            return [totals._replace(parts=parts, metrics=metrics)], keeping.kept
 
-        return play(algorithm, state, stages, key, number, sigma, ())
+        return play(algorithm, server_of(algorithm), state, stages, seed, number, sigma, ())
 
-    key = jax.eval_shape(lambda: keys.typed(jnp.zeros(2, jnp.uint32)))
+    seed = tree.shape((2,), np.uint32)
     number = jax.eval_shape(lambda: jnp.int32(0))
     try:
-        closed = jax.make_jaxpr(traced)(template.algorithm, template.stages, batch, key, number, number)
+        closed = jax.make_jaxpr(traced)(template.algorithm, template.stages, batch, seed, number, number)
     except Exception:  # client work that is no array program, or a model that traces under its runtime only
         return None
     batching = [tuple(phase.work.batching) for phase in algorithm.phases]

@@ -70,7 +70,9 @@ class _Bound:
         memories: list[dict[int, Tree]] = []
         failed: dict[Any, str] = {}
 
-        def sigma(i: int, briefing: Briefing, carried: dict[int, list[Any]]) -> tuple[Totals, dict[int, list[Any]]]:
+        def sigma(
+            i: int, briefing: Briefing, carried: dict[int, list[Any]]
+        ) -> tuple[list[Totals], dict[int, list[Any]]]:
             kept_before = shapes[-1].kept if shapes else ()
             phase = self._rehearsed(i, briefing, kept_before, state, cohort, list(carried))
             shapes.append(_Shapes.of(phase, briefing, kept_before, widths(cohort.data, phase.work.batching)))
@@ -107,13 +109,14 @@ class _Bound:
             if failures and len(failures) == len(asked_for):
                 raise all_failed(cohort.client(asked_for[0]), failures[asked_for[0]], len(failures))
             failed.update({cohort.client(place): failure.reason for place, failure in failures.items()})
-            return totals, kept
+            return [totals], kept
 
         algorithm, stages, metrics, invalid, counted = play(
+            self.round,
             self.server,
             state.algorithm,
             state.stages,
-            keys.typed(state.seed),
+            state.seed,
             np.int32(state.round),
             sigma,
             {place: [] for place in range(places)},

@@ -221,7 +221,7 @@ def _entered(i: int, phase: Phase) -> Callable[..., tuple[Totals, Table]]:
         key = client_key(keys.typed(seed), i, number, code)
         carry = half.init(start, key) if carry is None else carry
         upload, keeping = half.finish(start, carry, key)
-        return settle(phase, place, upload, keeping, totals, table)
+        return settle(phase, place, place, upload, keeping, totals, table)
 
     return enter
 

@@ -1,12 +1,13 @@
 """From a federation and a cohort to the arrays that a compiled round takes.
 
-Data is placed on the device once and found again by identity; each round sends row numbers only. Every shape is
-rounded up so that a cohort of another raggedness meets the same executable.
+Data is placed on a device once and found again by identity; each round sends row numbers only. Every shape is
+rounded up so that a cohort of another raggedness meets the same executable. Nothing here loops over clients.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sumfold import keys, tree
-from sumfold.core.batching import Batching, Plan, plan, plan_ready
+from sumfold.core.batching import Batching, plan, plan_ready
 from sumfold.core.cohort import ClientData, Cohort, widths
+from sumfold.simulation.packing import spread
 from sumfold.simulation.stream import Clients
 from sumfold.tree import Leaf, Tree
 
-__all__ = ["Placement", "room"]
+__all__ = ["Placement", "Room", "Seats", "room"]
 
 _SMALL = 64 << 20
 """Bytes of examples below which spare rows are cheap."""
@@ -46,6 +48,27 @@ def room(needed: int) -> int:
     return -(-needed // unit) * unit
 
 
+class Seats(NamedTuple):
+    """Who runs where in a round.
+
+    Attributes:
+        places: for each stream, int64[K], its clients' places in the cohort, ascending.
+        slots: rows of each stream's table, at least its clients.
+        total: places of the whole cohort, rounded up.
+    """
+
+    places: tuple[NDArray[np.int64], ...]
+    slots: int
+    total: int
+
+
+class Room(NamedTuple):
+    """The batches of one width: which clients have such, and how many steps a stream's plan has room for."""
+
+    width: int
+    steps: int
+
+
 class _Placed(NamedTuple):
     owners: tuple[weakref.ref[Any], ...]
     arrays: Tree
@@ -58,24 +81,25 @@ class _Layout(NamedTuple):
     widths: NDArray[np.int64]
     chosen: tuple[int, ...]
     steps: NDArray[np.int64]
-    room: dict[tuple[int, int], int]
+    room: dict[tuple[int, int, int], int]
 
 
 class Placement:
-    """Remembers what is on the device, and which shapes were used. A cache: it holds nothing that results depend on."""
+    """Remembers what is on the devices, and which shapes were used. A cache: nothing that results depend on."""
 
     def __init__(self) -> None:
         self._places = 0
-        self._placed: dict[tuple[int, ...], _Placed] = {}
+        self._slots: dict[tuple[int, int], int] = {}
+        self._placed: dict[tuple[Any, ...], _Placed] = {}
         self._layouts: dict[tuple[int, Batching], _Layout] = {}
         self._codes: dict[int, tuple[weakref.ref[Any], NDArray[np.uint32]]] = {}
 
-    def examples(self, data: ClientData) -> Tree:
-        """The flat examples on the device, in JAX's dtypes; small ones with spare rows, so that shapes repeat."""
+    def examples(self, data: ClientData, device: Any = None) -> Tree:
+        """The flat examples on a device, in JAX's dtypes; small ones with spare rows, so that shapes repeat."""
         leaves = jax.tree.leaves(data.examples)
         if not leaves or not len(leaves[0]):
             return None
-        at = tuple(id(leaf) for leaf in leaves)
+        at = (device, *(id(leaf) for leaf in leaves))
         known = self._placed.get(at)
         if known and all(owner() is leaf for owner, leaf in zip(known.owners, leaves, strict=True)):
             return known.arrays
@@ -84,14 +108,43 @@ class Placement:
         def place(leaf: Any) -> Leaf:
             array = tree.canonical(leaf)
             spare = room(len(array)) - len(array) if small else 0
-            return jax.device_put(np.concatenate([array, np.repeat(array[:1], spare, axis=0)]) if spare else array)
+            filled = np.concatenate([array, np.repeat(array[:1], spare, axis=0)]) if spare else array
+            return jax.device_put(filled, device)
 
         arrays = jax.tree.map(place, data.examples)
         self._placed = {k: v for k, v in self._placed.items() if all(owner() is not None for owner in v.owners)}
         self._placed[at] = _Placed(tuple(weakref.ref(leaf) for leaf in leaves), arrays)
         return arrays
 
-    def places(self, clients: int) -> int:
+    def seats(self, cohort: Cohort, batchings: Sequence[Batching], streams: int) -> Seats:
+        """Pack the cohort into streams, by the steps of all phases together."""
+        clients = len(cohort.positions)
+        total = self._enough(clients)
+        whole, among = cohort.drawn_from or (cohort.data, cohort.positions)
+        cost = np.ones(clients, np.int64)
+        for batching in batchings:
+            cost += self._layout(whole, batching).steps[among]
+        stream = spread(cost, streams)
+        places = tuple(np.flatnonzero(stream == s) for s in range(streams))
+        if streams == 1:
+            return Seats(places, total, total)
+        needed = max(map(len, places))
+        at_once = self._slots.get((total, streams)) or min(total, room(-(-total * 5 // (4 * streams)) + 1))
+        self._slots[total, streams] = max(at_once, min(total, room(needed)))
+        return Seats(places, self._slots[total, streams], total)
+
+    def work(self, cohort: Cohort, batching: Batching, parameters: int) -> float:
+        """Microseconds that one core may need for the cohort: what decides whether streams are worth it.
+
+        A step costs some dispatch, and six operations for each parameter and row at 50 GFLOP/s; convolutions cost
+        more, but a model that has them is large enough anyway.
+        """
+        whole, among = cohort.drawn_from or (cohort.data, cohort.positions)
+        layout = self._layout(whole, batching)
+        wide = int(layout.widths.max(initial=1))
+        return float((layout.steps[among].sum() + len(among)) * (3 + 6 * parameters * wide / 5e4))
+
+    def _enough(self, clients: int) -> int:
         """Places for so many clients: as many as a larger cohort got, if that is not far more than is needed.
 
         So cohorts whose size changes, such as Poisson samples, soon need no other executable.
@@ -100,23 +153,60 @@ class Placement:
         self._places = max(self._places, needed)
         return self._places if self._places <= _SPARE * needed else needed
 
+    def rooms(self, cohort: Cohort, batching: Batching, seats: Seats) -> tuple[Room, ...]:
+        """For each width of batches in the federation, room for the steps of the stream that has most."""
+        whole, among = cohort.drawn_from or (cohort.data, cohort.positions)
+        layout = self._layout(whole, batching)
+        wide, steps = layout.widths[among], layout.steps[among]
+
+        def most(width: int) -> int:
+            return max(int(steps[places][wide[places] == width].sum()) for places in seats.places)
+
+        return tuple(Room(width, _reserve(layout, width, seats, most(width))) for width in layout.chosen)
+
     def clients(
-        self, cohort: Cohort, batching: Batching, seed: NDArray[np.uint32], round: int, room_for: int
+        self,
+        cohort: Cohort,
+        batching: Batching,
+        seed: NDArray[np.uint32],
+        round: int,
+        seats: Seats,
+        stream: int,
+        rooms: Sequence[Room],
     ) -> tuple[Clients, ...]:
-        """The cohort's plan, one entry for each batch width that the federation has, with room for so many clients."""
+        """The plan of one stream, one entry for each width."""
         data, positions, drawn_from = cohort
         whole, among = drawn_from or (data, positions)
-        layout, codes = self._layout(whole, batching), self._coded(data)
+        wide, codes = self._layout(whole, batching).widths, self._coded(data)
+        mine = seats.places[stream]
         plans = []
-        for width in layout.chosen:
-            places = np.flatnonzero(layout.widths[among] == width)
+        for width, steps in rooms:
+            slots = np.flatnonzero(wide[among[mine]] == width)
+            places = mine[slots]
             at = positions[places]
+            counts, code = np.asarray(data.counts)[at], codes[at]
             if data.batch_sizes is None:
-                made = plan(np.asarray(data.counts)[at], codes[at], batching, seed, round)
+                made = plan(counts, code, batching, seed, round)
             else:
-                made = plan_ready([data.batch_sizes[p] for p in at], width)
-            steps = _reserve(layout, width, room_for, len(made.rows))
-            plans.append(_pack(data, codes, at, places, made, (steps, width), room_for))
+                made = plan_ready([data.batch_sizes[p] for p in at])
+            owner = np.repeat(at, made.drawn)
+            rows = made.rows + np.asarray(data.starts)[owner]
+            if data.order is not None and len(data.order):
+                rows = np.asarray(data.order)[rows]
+            plans.append(
+                Clients(
+                    rows=_padded(rows, (steps + 1) * width),
+                    begin=_padded(made.begin, steps),
+                    size=_padded(made.size, steps),
+                    start=_padded(made.start, seats.slots),
+                    steps=_padded(made.steps, seats.slots),
+                    held=_padded(counts, seats.slots),
+                    place=_padded(places, seats.slots),
+                    slot=_padded(slots, seats.slots),
+                    code=_padded(code, seats.slots, np.uint32),
+                    number=np.int32(len(at)),
+                )
+            )
         return tuple(plans)
 
     def _coded(self, data: ClientData) -> NDArray[np.uint32]:
@@ -143,46 +233,24 @@ class Placement:
         return layout
 
 
-def _pack(
-    data: ClientData,
-    codes: NDArray[np.uint32],
-    at: NDArray[np.int64],
-    places: NDArray[np.int64],
-    made: Plan,
-    batches: tuple[int, int],
-    clients: int,
-) -> Clients:
-    """One width's plan in arrays of fixed room: `batches` steps by width, and `clients` places."""
-    rows = made.rows + np.repeat(np.asarray(data.starts)[at], made.steps)[:, None]
-    if data.order is not None and len(data.order):
-        rows = np.asarray(data.order)[np.where(made.rows >= 0, rows, 0)]
-    index = np.full(batches, -1, np.int32)
-    if len(rows):
-        index[: len(rows), : rows.shape[1]] = np.where(made.rows >= 0, rows, -1)
-
-    def padded(values: NDArray[Any], dtype: Any) -> NDArray[Any]:
-        return np.pad(values.astype(dtype), (0, clients - len(at)))
-
-    return Clients(
-        index,
-        padded(made.start, np.int32),
-        padded(made.steps, np.int32),
-        padded(np.asarray(data.counts)[at], np.int32),
-        padded(places, np.int32),
-        padded(codes[at], np.uint32),
-        np.int32(len(at)),
-    )
+def _padded(values: NDArray[Any], length: int, dtype: Any = np.int32) -> NDArray[Any]:
+    padded = np.zeros(length, dtype)
+    padded[: len(values)] = values
+    return padded
 
 
-def _reserve(layout: _Layout, width: int, cohort: int, needed: int) -> int:
-    """Room for the steps of any cohort of this size, so that no later cohort needs another executable.
+def _reserve(layout: _Layout, width: int, seats: Seats, needed: int) -> int:
+    """Room for the steps of one stream of any cohort of this size, so that no later cohort needs another executable.
 
     Where a few huge clients would make that room many times too large, it grows by doubling instead.
     """
-    known, needed = layout.room.get((width, cohort), 0), max(needed, 1)
+    streams, at = len(seats.places), (width, seats.total, len(seats.places))
+    known, needed = layout.room.get(at, 0), max(needed, 1)
     if needed > known:
-        steps = layout.steps[layout.widths == width]
-        most = int(np.sort(steps)[max(len(steps) - cohort, 0) :].sum())
+        steps = np.sort(layout.steps[layout.widths == width])[-seats.total :]
+        most = int(steps.sum())
+        if streams > 1 and len(layout.chosen) == 1:  # packing leaves no stream further than one client above the mean
+            most = min(most, (most + len(steps)) // streams + int(steps[-1]) + 1)
         affordable = most <= _GENEROUS * needed or most * width <= _FEW
-        layout.room[width, cohort] = room(most if affordable else max(needed, 2 * known))
-    return layout.room[width, cohort]
+        layout.room[at] = max(room(most if affordable else max(needed, 2 * known)), room(needed))
+    return layout.room[at]

@@ -27,43 +27,49 @@ __all__ = ["Clients", "Table", "begun", "gather", "settle", "stream", "table_of"
 
 
 class Clients(NamedTuple):
-    """The plan of the clients whose batches have one width, as the host sends it.
+    """The plan of one stream's clients whose batches have one width, as the host sends it.
 
     Attributes:
-        batches: int32[T, B], rows of the flat examples, -1 for padding; T is at least the steps of all clients.
-        start, steps, rows, place: int32[K], first batch, number of batches, examples held, place in the cohort.
+        rows: int32[R], rows of the flat examples in the order in which they are taken; R has a batch to spare.
+        begin, size: int32[T], where in `rows` each batch begins and how many it takes; T is at least all steps.
+        start, steps, held: int32[K], first batch, number of batches, examples held.
+        place, slot: int32[K], place in the cohort, and row in the stream's table.
         code: uint32[K], see `sumfold.keys.code`.
         number: int32[], how many of the K are clients; the rest is spare room, so that shapes stay.
     """
 
-    batches: Leaf
+    rows: Leaf
+    begin: Leaf
+    size: Leaf
     start: Leaf
     steps: Leaf
-    rows: Leaf
+    held: Leaf
     place: Leaf
+    slot: Leaf
     code: Leaf
     number: Leaf
 
 
 class Table(NamedTuple):
-    """What stays with the clients of a cohort while a round runs, one row a place; empty for most algorithms.
+    """What stays with the clients of a stream while a round runs, one row a slot; empty for most algorithms.
 
     Attributes:
-        memory: `Memory` with a leading axis of places.
-        seen: bool[P], whether the client has a memory from an earlier round.
-        kept: the work's `kept` with a leading axis of places.
-        present: bool[P], False once the client was left out of a phase.
+        memory: `Memory` with a leading axis of slots.
+        seen: bool[S], whether the client has a memory from an earlier round.
+        kept: the work's `kept` with a leading axis of slots.
+        present: bool[S], False once the client was left out of a phase.
     """
 
     memory: Memory
-    seen: Bool[Array, " p"]
+    seen: Bool[Array, " s"]
     kept: Tree
-    present: Bool[Array, " p"]
+    present: Bool[Array, " s"]
 
 
-def gather(examples: Tree, rows: Int32[Array, " b"]) -> Batch:
-    """One batch out of the flat examples; padded places repeat the first row."""
-    mask = rows >= 0
+def gather(examples: Tree, clients: Clients, t: Int32[Array, ""], width: int) -> Batch:
+    """Batch number `t` out of the flat examples; padded places repeat its first row."""
+    rows = lax.dynamic_slice(clients.rows, (clients.begin[t],), (width,))
+    mask = jnp.arange(width, dtype=jnp.int32) < clients.size[t]
     filled = jnp.where(mask, rows, rows[0])
     return Batch(jax.tree.map(lambda a: a.at[filled].get(mode="promise_in_bounds"), examples), mask)
 
@@ -92,25 +98,26 @@ def stream(
     """Run these clients' half of phase number `i` and fold what they upload into `totals`.
 
     Args:
-        kept_before: the previous phase's `kept`, one row a place.
+        kept_before: the previous phase's `kept`, one row a slot.
     """
+    width = len(clients.rows) // (len(clients.begin) + 1)
 
     def client(k: Int32[Array, ""], carry: tuple[Totals, Table]) -> tuple[Totals, Table]:
         totals, table = carry
-        place = clients.place[k]
-        start = begun(half, briefing, table, kept_before, place, clients.rows[k])
+        place, slot = clients.place[k], clients.slot[k]
+        start = begun(half, briefing, table, kept_before, slot, clients.held[k])
         key = client_key(run, i, number, clients.code[k])
 
         def step(t: Int32[Array, ""], state: Tree) -> Tree:
             assert half.step is not None
-            batch = gather(examples, clients.batches[clients.start[k] + t])
+            batch = gather(examples, clients, clients.start[k] + t, width)
             return half.step(start, state, batch, keys.at_step(key, t))
 
         state = half.init(start, key)
         if examples is not None:
             state = lax.fori_loop(jnp.int32(0), clients.steps[k], step, state)
         upload, keeping = half.finish(start, state, key)
-        return settle(phase, place, upload, keeping, totals, table)
+        return settle(phase, place, slot, upload, keeping, totals, table)
 
     totals, table = lax.fori_loop(jnp.int32(0), clients.number, client, (totals, table))
     return totals, table
@@ -134,20 +141,26 @@ def begun(
     briefing: Briefing,
     table: Table,
     kept_before: Tree,
-    place: Int32[Array, ""],
+    slot: Int32[Array, ""],
     rows: Int32[Array, ""],
 ) -> Start:
-    """All that the client of one place starts from; a client never seen has a fresh memory."""
-    kept = _row(kept_before, place)
-    memory = tree.where(table.seen[place], _row(table.memory, place), half.fresh(briefing, kept))
+    """All that the client of one slot starts from; a client never seen has a fresh memory."""
+    kept = _row(kept_before, slot)
+    memory = tree.where(table.seen[slot], _row(table.memory, slot), half.fresh(briefing, kept))
     return Start(briefing, memory, kept, rows)
 
 
 def settle(
-    phase: Phase, place: Int32[Array, ""], upload: Upload, keeping: Keeping, totals: Totals, table: Table
+    phase: Phase,
+    place: Int32[Array, ""],
+    slot: Int32[Array, ""],
+    upload: Upload,
+    keeping: Keeping,
+    totals: Totals,
+    table: Table,
 ) -> tuple[Totals, Table]:
     """Fold one client's upload into the totals, and keep what it keeps, if it is counted."""
-    present = table.present[place]
+    present = table.present[slot]
     counted = present & upload.finite & upload.weights_valid
     parts = {
         part: lax.cond(
@@ -167,15 +180,15 @@ def settle(
         totals.num_non_finite_clients + (present & ~upload.finite).astype(jnp.int32),
         jnp.minimum(totals.invalid, jnp.where(invalid, place, totals.invalid)),
     )
-    return totals, _keep(table, place, keeping, counted)
+    return totals, _keep(table, slot, keeping, counted)
 
 
-def _keep(table: Table, place: Int32[Array, ""], keeping: Keeping, counted: Bool[Array, ""]) -> Table:
+def _keep(table: Table, slot: Int32[Array, ""], keeping: Keeping, counted: Bool[Array, ""]) -> Table:
     """Commit what the client keeps; a client that was not counted keeps what it had."""
-    memory = tree.where(counted, keeping.memory, _row(table.memory, place))
+    memory = tree.where(counted, keeping.memory, _row(table.memory, slot))
     return Table(
-        _set_row(table.memory, place, memory),
+        _set_row(table.memory, slot, memory),
         table.seen,
-        _set_row(table.kept, place, keeping.kept),
-        table.present.at[place].set(counted),
+        _set_row(table.kept, slot, keeping.kept),
+        table.present.at[slot].set(counted),
     )

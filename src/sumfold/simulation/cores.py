@@ -1,0 +1,40 @@
+"""How many processor cores this process may use."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+__all__ = ["cores"]
+
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+
+
+def cores() -> int:
+    """Physical cores: hardware threads of one core share its arithmetic, and a container may own fewer.
+
+    Example:
+        >>> cores() >= 1
+        True
+    """
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    physical = {_siblings(cpu) for cpu in allowed}
+    return max(min(len(physical), _quota()), 1)
+
+
+def _siblings(cpu: int) -> str:
+    try:
+        return Path(_TOPOLOGY.format(cpu)).read_text().strip()
+    except OSError:  # no such account of the machine: every processor counts for itself
+        return str(cpu)
+
+
+def _quota() -> int:
+    """What a Linux control group allows, rounded up; many where there is no limit."""
+    try:
+        limit, period = _QUOTA.read_text().split()
+        return math.ceil(int(limit) / int(period))
+    except (OSError, ValueError):
+        return 1 << 16
