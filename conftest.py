@@ -18,6 +18,7 @@ os.environ["MPLBACKEND"] = "agg"
 # Two devices, so that code that shards is tested on any machine.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2".strip()
 # Compiled programs outlive the run, and subprocesses share them: the second run of the suite is faster.
+# Sumfold leaves a cache alone that is set here, and so the tests the home folder.
 # A damaged entry only warns, and pyproject.toml lets that one warning pass: the program is compiled again.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")

@@ -15,7 +15,7 @@ from sumfold import keys, tree
 from sumfold.core.batching import Batching
 from sumfold.core.client import Briefing, Start, client_half
 from sumfold.core.cohort import Cohort
-from sumfold.core.driver import Runtime, begin, nothing, play, step
+from sumfold.core.driver import Runtime, begin, nothing, play, server_of, step
 from sumfold.core.group import Group, add, maximum, minimum, modular, stack
 from sumfold.core.round import Batch, Measured, Phase, Report, Round, Task, Work
 from sumfold.core.stage import Contribution, Stage
@@ -164,10 +164,10 @@ def check_round(round: Round, params: Tree, examples: Tree) -> str:
             f"phase {i}: {at_server} arrays@server -> {message} arrays@clients -> {sums or 'metrics only'} -> "
             f"{at_server} arrays@server"
         )
-        return nothing(phase, briefing, kept, 1), tree.zeros_like(keeping.kept)
+        return [nothing(phase, briefing, kept, 1)], tree.zeros_like(keeping.kept)
 
     def run(algorithm: Tree, stages: Tree) -> tuple[Tree, Tree]:
-        after, held, *_ = play(round, algorithm, stages, keys.typed(state.seed), jnp.int32(0), sigma, ())
+        after, held, *_ = play(round, server_of(round), algorithm, stages, state.seed, jnp.int32(0), sigma, ())
         return after, held
 
     after, held = jax.eval_shape(run, state.algorithm, state.stages)

@@ -19,20 +19,16 @@ def program_bytes(clients: int) -> int:
     model = sf.models.from_functions(
         lambda key: jnp.zeros((SIDE, SIDE)), lambda w, x: x @ w, optax.softmax_cross_entropy_with_integer_labels
     )
-    process = sf.learning.fed_avg(model, optax.sgd(0.1), batching=sf.Batching(size=1))
+    process = sf.learning.fed_avg(model, optax.sgd(0.1), batching=sf.Batching(size=1)).on(sf.Simulation(streams=1))
     state = process.initialize()
     bound = process._run
-    batching = process.round.phases[0].work.batching
-    plans = (
-        bound.placement.clients(
-            Cohort(federation, np.arange(clients)), batching, state.seed, 0, bound.placement.places(clients)
-        ),
-    )
+    begun = bound._begun(state, Cohort(federation, np.arange(clients)))
+    plans = (bound._plan(0, begun, 0, bound._rooms(0, begun)),)
     examples = bound.placement.examples(federation)
-    memory, seen = bound._recall(state, [], len(plans[0][0].rows))
+    memory, seen = bound._recall(state, [], begun.seats.slots)
     arguments = (state.algorithm, state.stages, state.seed, np.int32(0), plans, examples, memory, seen)
     account = bound.compiled.lower(*arguments).compile().memory_analysis()
-    data = sum(np.asarray(a).nbytes for a in (*plans[0][0], *examples))
+    data = sum(np.asarray(a).nbytes for a in (*plans[0][0][0], *examples))
     return account.argument_size_in_bytes + account.output_size_in_bytes + account.temp_size_in_bytes - data
 
 

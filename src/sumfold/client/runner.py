@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sumfold import keys, tree
 from sumfold.core.batching import Batching, plan, plan_ready
 from sumfold.core.client import client_key
+from sumfold.core.exported import loaded
 from sumfold.core.host import Failure
 from sumfold.errors import WireError
 from sumfold.tree import Spec, Tree
@@ -59,7 +60,7 @@ class Runner:
         self.manifest, _ = codec.decode(plan, PlanManifest, lambda _: ())
         try:
             self.batching = Batching(*self.manifest.batching)
-            programs = {name: export.deserialize(bytearray(code)) for name, code in self.manifest.programs.items()}
+            programs = loaded(self.manifest.programs)
         except Exception as error:  # what a decoder meets in a peer's bytes, it raises
             raise WireError(
                 "SF-WIRE-012",

@@ -20,9 +20,10 @@ from sumfold import keys, tree
 from sumfold.client.runner import Answer, Runner
 from sumfold.core.client import Briefing, Keeping, Start, Upload, client_half
 from sumfold.core.cohort import Cohort, batch_shapes, widths
-from sumfold.core.driver import Notes, Outcome, State, Totals, check_groups, compiled_server, nothing, play
-from sumfold.core.group import KINDS, add
+from sumfold.core.driver import Notes, Outcome, State, Totals, check_groups, compiled_server, play
+from sumfold.core.group import KINDS
 from sumfold.core.host import Failure, all_failed, attempt, carry_shapes, conformed, held, report_failure, shaped
+from sumfold.core.ordered import Ordered
 from sumfold.core.round import Batch, HostWork, Phase, Round, Work
 from sumfold.errors import WireError
 from sumfold.tree import Spec, Tree
@@ -62,7 +63,7 @@ class _Bound:
         self.runners: dict[tuple[Any, ...], Runner] = {}
         self.rehearsed: dict[int, Phase] = {}
         self.told = False  # whether a failure's traceback was shown
-        self.accumulate = jax.jit(self._accumulate, static_argnums=0)
+        self.ordered: dict[int, tuple[Phase, Ordered]] = {}
 
     def __call__(self, state: State, cohort: Cohort) -> Outcome:
         places = len(cohort.positions)
@@ -77,16 +78,20 @@ class _Bound:
             phase = self._rehearsed(i, briefing, kept_before, state, cohort, list(carried))
             shapes.append(_Shapes.of(phase, briefing, kept_before, widths(cohort.data, phase.work.batching)))
             now = shapes[-1]
-            totals = nothing(phase, briefing, now.kept_before, places)
+            total = self._ordered(i, phase).begin(briefing, now.kept_before, places)
             kept: dict[int, list[Any]] = {}
             memories.append({})
             failures: dict[int, Failure] = {}
-            for place, kept_before in carried.items():
-                answer, runner, asked = self._ask(i, phase, now, briefing, state, cohort, place, kept_before)
+            for place in range(places):
+                if place not in carried:
+                    total.skip(place)
+                    continue
+                answer, runner, asked = self._ask(i, phase, now, briefing, state, cohort, place, carried[place])
                 if isinstance(answer, Failure):
                     failures[place] = answer
                     report_failure(cohort.client(place), answer, first=not self.told)
                     self.told = True
+                    total.skip(place)
                     continue
                 head, leaves = codec.decode(answer.report, Report, functools.partial(_arrays_of, runner.manifest))
                 if (head.round, head.phase, head.client) != (asked.round, asked.phase, asked.client):
@@ -97,19 +102,16 @@ class _Bound:
                         "a report counts for its own assignment only",
                     )
                 if head.finite and head.weights_valid:
-                    parts, metrics = tree.unflatten(now.upload, leaves)
-                    totals = self.accumulate(i, totals, parts, metrics, np.int32(place))
+                    total.take(place, *tree.unflatten(now.upload, leaves))
                     memories[i][place] = tree.unflatten(now.memory, [np.asarray(a) for a in answer.memory])
                     kept[place] = answer.kept
-                elif head.finite:
-                    totals = totals._replace(invalid=np.minimum(totals.invalid, np.int32(place)))
                 else:
-                    totals = totals._replace(num_non_finite_clients=totals.num_non_finite_clients + np.int32(1))
+                    total.skip(place, finite=head.finite, valid=head.weights_valid)
             asked_for = [place for place in carried if cohort.data.counts[cohort.positions[place]]]
             if failures and len(failures) == len(asked_for):
                 raise all_failed(cohort.client(asked_for[0]), failures[asked_for[0]], len(failures))
             failed.update({cohort.client(place): failure.reason for place, failure in failures.items()})
-            return [totals], kept
+            return [total.total()], kept
 
         algorithm, stages, metrics, invalid, counted = play(
             self.round,
@@ -189,15 +191,11 @@ class _Bound:
             self.runners[at] = Runner(export_plan(self.round._replace(phases=phases), i, briefing, kept, batch))
         return self.runners[at]
 
-    def _accumulate(self, i: int, totals: Totals, parts: dict[str, Tree], metrics: Tree, place: Any) -> Totals:
-        return totals._replace(
-            parts={
-                part: (stage.group or add).accumulate(totals.parts[part], parts[part], place)
-                for part, stage in self.round.phases[i].aggregate.items()
-            },
-            metrics=tree.add(totals.metrics, metrics),
-            num_clients=totals.num_clients + jnp.int32(1),
-        )
+    def _ordered(self, i: int, phase: Phase) -> Ordered:
+        """The compiled sums of a phase."""
+        if i not in self.ordered or self.ordered[i][0] is not phase:
+            self.ordered[i] = phase, Ordered(phase)
+        return self.ordered[i][1]
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ A round is a loop, and inside loops XLA:CPU leaves two things slow that it mends
 
 - a convolution whose operands are not laid out (batch, space, features), (space, in, out): the gradients of every
   convolution are such, and any convolution of a channels-first model. It is the same sum in another order of axes, so
-  the operands are transposed, convolved in that layout, and the result is transposed back.
-- the gradient of max-pooling, which searches each window again. Here each window's places are compared with its
-  maximum one by one; the first that reaches it takes the gradient, which is the rule of the original.
+  the operands are transposed, convolved in that layout, and the result is transposed back. Groups are convolved one
+  by one, groups of one channel are sums of slices, and a window of one place is a matrix product.
+- pooling. The gradient of a maximum searches each window again: here each window's places are compared with its
+  maximum one by one, and the first that reaches it takes the gradient, which is the rule of the original. A sum over
+  windows, and its gradient, goes element by element: here it is a sum of slices.
 
 Both are rewritten in the step's own program, after differentiation and whatever the framework, inside nested jit,
 scan, while, cond and checkpoint too. Nothing else of the program changes.
@@ -14,7 +16,9 @@ scan, while, cond and checkpoint too. Nothing else of the program changes.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -24,17 +28,29 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jaxprs
 
-__all__ = ["canonical"]
+from sumfold.core.client import ClientHalf
+from sumfold.simulation import winograd as minimal
+
+__all__ = ["canonical", "fast"]
 
 Equation: TypeAlias = Any
 
-_REWRITTEN = frozenset({"conv_general_dilated", "reduce_window_max", "select_and_scatter_add"})
+_REWRITTEN = frozenset({"conv_general_dilated", "reduce_window_max", "reduce_window_sum", "select_and_scatter_add"})
+_CHANNELS, _ROWS = 16, 8
+"""Channels and rows from which a convolution is given the padding that it lacks; see benchmarks/convolutions.py."""
+_GROUPS = 32
+"""Groups of a convolution up to which they are computed one by one."""
 _WINDOW = 32
 """Places of a pooling window up to which it is taken apart; a larger one stays as it is."""
 
 
-def canonical(step: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function of arrays, its convolutions and max-pooling rewritten; without any, the same program.
+def canonical(step: Callable[..., Any], winograd: bool = False) -> Callable[..., Any]:
+    """The same function of arrays, its convolutions and pooling rewritten; without any, the same program.
+
+    Args:
+        step: the function, differentiated already.
+        winograd: whether 3×3 convolutions of many channels take the form of `sumfold.simulation.winograd`: about half
+            the time, a second more of compilation per layer, ten times the rounding error.
 
     Example:
         >>> jax.config.update("jax_platforms", "cpu")
@@ -48,12 +64,17 @@ def canonical(step: Callable[..., Any]) -> Callable[..., Any]:
         traced, shapes = jax.make_jaxpr(step, return_shape=True)(*args)
         leaves = jax.tree.leaves(args)
         if _found(traced.jaxpr):
-            results = _evaluate(traced.jaxpr, traced.consts, leaves)
+            results = _evaluate(traced.jaxpr, traced.consts, leaves, winograd)
         else:
             results = jaxprs.jaxpr_as_fun(traced)(*leaves)
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
     return rewritten
+
+
+def fast(half: ClientHalf) -> ClientHalf:
+    """A client's half with the rewritten step: for a CPU."""
+    return half if half.step is None else half._replace(step=canonical(half.step))
 
 
 def _found(jaxpr: Any) -> bool:
@@ -71,99 +92,208 @@ def _inner(equation: Equation) -> Iterator[Any]:
                 yield one
 
 
-def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], winograd: bool) -> list[Any]:
     """Run a program, equation by equation."""
+    mirrored: set[Any] = set()
     known: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, jaxprs.Literal) else known[atom]
 
     for equation in jaxpr.eqns:
-        results = _result(equation, [read(atom) for atom in equation.invars])
+        values = [read(atom) for atom in equation.invars]
+        if equation.primitive.name == "conv_general_dilated":
+            results = [_convolved(values[0], values[1], equation.params, winograd, equation.invars[1] in mirrored)]
+        else:
+            results = _result(equation, values, winograd)
+        if equation.primitive.name == "rev":
+            mirrored.update(equation.outvars)
         known.update(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _result(equation: Equation, values: list[Any]) -> list[Any]:
+def _result(equation: Equation, values: list[Any], winograd: bool) -> list[Any]:
     """What one equation gives, rewritten where there is something to rewrite."""
     name, params = equation.primitive.name, equation.params
-    if name == "conv_general_dilated":
-        return [_convolved(values[0], values[1], params)]
+    if name == "reduce_window_sum" and _can_be_taken_apart(params):
+        return [_summed(values[0], params)]
     if name == "reduce_window_max" and _can_be_taken_apart(params):
         return [_pooled(values[0], params)]
     if name == "select_and_scatter_add" and _can_be_taken_apart(params) and params["select_prim"].name == "ge":
         return [_unpooled(values[0], values[1], params)]
     if name in ("jit", "pjit", "custom_jvp_call", "custom_vjp_call"):
-        return _inlined(params, values)
+        return _inlined(params, values, winograd)
     if name in ("scan", "while", "cond", "checkpoint", "remat2") and any(map(_found, _inner(equation))):
-        params = _rewritten_params(params)
+        params = _rewritten_params(params, winograd)
     results = equation.primitive.bind(*values, **params)
     return list(results) if equation.primitive.multiple_results else [results]
 
 
-def _inlined(params: dict[str, Any], values: list[Any]) -> list[Any]:
+def _inlined(params: dict[str, Any], values: list[Any], winograd: bool) -> list[Any]:
     """A called program as part of this one; derivatives are taken already, so custom rules have no more use."""
     called = next(params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in params)
     if isinstance(called, jaxprs.ClosedJaxpr):
-        return _evaluate(called.jaxpr, called.consts, values)
-    return _evaluate(called, [], values)
+        return _evaluate(called.jaxpr, called.consts, values, winograd)
+    return _evaluate(called, [], values, winograd)
 
 
-def _rewritten_params(params: dict[str, Any]) -> dict[str, Any]:
+def _rewritten_params(params: dict[str, Any], winograd: bool) -> dict[str, Any]:
     """The parameters with every program in them rewritten."""
 
     def rewrite(value: Any) -> Any:
         if isinstance(value, tuple) and any(isinstance(one, jaxprs.ClosedJaxpr) for one in value):
             return tuple(map(rewrite, value))
         if isinstance(value, jaxprs.ClosedJaxpr):
-            return _again(value.jaxpr, value.consts)
+            return _again(value.jaxpr, value.consts, winograd)
         if isinstance(value, jaxprs.Jaxpr):
-            return _again(value, []).jaxpr
+            return _again(value, [], winograd).jaxpr
         return value
 
     return {name: rewrite(value) for name, value in params.items()}
 
 
-def _again(jaxpr: Any, consts: Sequence[Any]) -> Any:
+def _again(jaxpr: Any, consts: Sequence[Any], winograd: bool) -> Any:
     shapes = [variable.aval for variable in jaxpr.invars]
-    return jax.make_jaxpr(lambda *args: _evaluate(jaxpr, consts, args))(*shapes)
+    return jax.make_jaxpr(lambda *args: _evaluate(jaxpr, consts, args, winograd))(*shapes)
 
 
 # -- convolutions
 
 
-def _convolved(lhs: Any, rhs: Any, params: dict[str, Any]) -> Any:
+def _convolved(lhs: Any, rhs: Any, params: dict[str, Any], winograd: bool, mirrored: bool) -> Any:
     """A convolution of any layout by way of (batch, space, features), (space, in, out)."""
     numbers, space = params["dimension_numbers"], lhs.ndim - 2
     batch, feature, *places = numbers.lhs_spec
     out, into, *window = numbers.rhs_spec
     axes = tuple(range(1, space + 1))
-    plain = lax.ConvDimensionNumbers((0, space + 1, *axes), (space + 1, space, *range(space)), (0, space + 1, *axes))
-    result = jaxprs.primitives.conv_general_dilated_p.bind(
-        lax.transpose(lhs, (batch, *places, feature)),
-        lax.transpose(rhs, (*window, into, out)),
-        **{**params, "dimension_numbers": plain},
-    )
+    image = (0, space + 1, *axes)
+    params = {**params, "dimension_numbers": lax.ConvDimensionNumbers(image, (space + 1, space, *range(space)), image)}
+    lhs, rhs = lax.transpose(lhs, (batch, *places, feature)), lax.transpose(rhs, (*window, into, out))
+    result = _ungrouped(lhs, rhs, params, winograd, mirrored)
     batch, feature, *places = numbers.out_spec
     order = [batch, *places, feature]  # where each axis of the result belongs
     return lax.transpose(result, [order.index(axis) for axis in range(len(order))])
 
 
-# -- max-pooling
+def _ungrouped(x: Any, w: Any, params: dict[str, Any], winograd: bool, mirrored: bool) -> Any:
+    """Groups one by one: together they are computed by a general loop, ten times slower."""
+    of_features, of_batch = params["feature_group_count"], params["batch_group_count"]
+    groups = max(of_features, of_batch)
+    if groups > 1 and groups == (x.shape[-1] if of_features > 1 else len(x)):
+        return _by_channel(x, w, params)
+    if not 1 < groups <= _GROUPS:
+        return _dense(x, w, params, winograd, mirrored)
+    params = {**params, "feature_group_count": 1, "batch_group_count": 1}
+    parts = zip(jnp.split(x, groups, axis=-1 if of_features > 1 else 0), jnp.split(w, groups, axis=-1), strict=True)
+    return jnp.concatenate([_dense(one, other, params, winograd, mirrored) for one, other in parts], -1)
+
+
+def _dense(x: Any, w: Any, params: dict[str, Any], winograd: bool, mirrored: bool) -> Any:
+    result = _product(x, w, params)
+    if result is None and winograd:
+        result = minimal.convolved(x, w, params, mirrored)
+    return _bound(x, w, params) if result is None else result
+
+
+def _bound(x: Any, w: Any, params: dict[str, Any]) -> Any:
+    """The convolution itself. XLA leaves those without padding to a library that takes half as long again.
+
+    So there is some where it costs little: a row of zeros more, of the window or beyond the results asked for.
+    """
+    bind, padding = jaxprs.primitives.conv_general_dilated_p.bind, list(params["padding"])
+    rows = _reached(x, w, params)[1][0]
+    wide = w.shape[0] > rows
+    padded = any(side for pair in padding for side in pair)
+    if padded or min(len(x) if wide else x.shape[-1], w.shape[-1]) < _CHANNELS or max(w.shape[0], rows) < _ROWS:
+        return bind(x, w, **params)
+    if wide:
+        w = lax.pad(w, jnp.zeros((), w.dtype), [(0, 1, 0), *[(0, 0, 0)] * (w.ndim - 1)])
+        return bind(x, w, **{**params, "padding": ((0, params["rhs_dilation"][0]), *padding[1:])})
+    result = bind(x, w, **{**params, "padding": ((0, params["window_strides"][0]), *padding[1:])})
+    return lax.slice_in_dim(result, 0, rows, axis=1)
+
+
+def _reached(x: Any, w: Any, params: dict[str, Any]) -> tuple[Any, list[int]]:
+    """The operand with its padding and the holes in it, and how many results there are along each axis of space."""
+    zero = jnp.zeros((), x.dtype)
+    around = [
+        (low, high, hole - 1) for (low, high), hole in zip(params["padding"], params["lhs_dilation"], strict=True)
+    ]
+    x = lax.pad(x, zero, [(0, 0, 0), *around, (0, 0, 0)])
+    spans = [(size - 1) * apart + 1 for size, apart in zip(w.shape, params["rhs_dilation"], strict=False)]
+    strides = params["window_strides"]
+    return x, [max((n - span) // s + 1, 0) for n, span, s in zip(x.shape[1:], spans, strides, strict=False)]
+
+
+def _product(x: Any, w: Any, params: dict[str, Any]) -> Any | None:
+    """A window of one place, or a result of one place, is a matrix product; None of anything else."""
+    if params["feature_group_count"] > 1 or params["batch_group_count"] > 1:
+        return None
+    window = w.shape[:-2]
+    over: tuple[int, ...]
+    under: tuple[int, ...]
+    padded, results = _reached(x, w, params)
+    if math.prod(window) == 1:
+        stops = [(n - 1) * s + 1 for n, s in zip(results, params["window_strides"], strict=True)]
+        taken = lax.slice(padded, [0] * x.ndim, [len(x), *stops, x.shape[-1]], [1, *params["window_strides"], 1])
+        over, under = (x.ndim - 1,), (0,)
+        w = w.reshape(w.shape[-2:])
+    elif math.prod(results) == 1:
+        stops = [(n - 1) * s + 1 for n, s in zip(window, params["rhs_dilation"], strict=True)]
+        taken = lax.slice(padded, [0] * x.ndim, [len(x), *stops, x.shape[-1]], [1, *params["rhs_dilation"], 1])
+        over, under = tuple(range(1, x.ndim)), tuple(range(w.ndim - 1))
+    else:
+        return None
+    product = lax.dot_general(
+        taken,
+        w,
+        ((over, under), ((), ())),
+        precision=params["precision"],
+        preferred_element_type=params["preferred_element_type"],
+    )
+    return product.reshape(len(x), *results, w.shape[-1])
+
+
+def _by_channel(x: Any, w: Any, params: dict[str, Any]) -> Any:
+    """Each channel by itself, as a sum of slices: groups of one channel, and their gradient by the filters."""
+    dtype = params["preferred_element_type"] or x.dtype
+    x, results = _reached(x, w, params)
+    window, strides, apart = w.shape[:-2], params["window_strides"], params["rhs_dilation"]
+    by_filter = params["batch_group_count"] > 1  # batch and channels have changed places
+    if by_filter:
+        x = jnp.swapaxes(x, 0, -1)
+    x = jnp.repeat(x, w.shape[-1] // x.shape[-1], axis=-1).astype(dtype)  # as many results of each channel
+    w = w.astype(dtype)
+    if by_filter:
+        w = jnp.moveaxis(w, -2, 0)
+        places, counts, outer, inner = results, window, strides, apart
+    else:
+        places, counts, outer, inner = window, results, apart, strides
+    slices = {}
+    for place in itertools.product(*map(range, places)):
+        starts = [p * s for p, s in zip(place, outer, strict=True)]
+        stops = [p + (n - 1) * s + 1 for p, n, s in zip(starts, counts, inner, strict=True)]
+        slices[place] = lax.slice(x, [0, *starts, 0], [len(x), *stops, x.shape[-1]], [1, *inner, 1])
+    if not by_filter:
+        return functools.reduce(lax.add, (here * w[place] for place, here in slices.items()))
+    sums = [(here * w).sum(tuple(range(w.ndim - 1))) for here in slices.values()]
+    return jnp.stack(sums).reshape(1, *results, -1)
+
+
+# -- pooling
 
 
 def _can_be_taken_apart(params: dict[str, Any]) -> bool:
-    dilated = any(d != 1 for name in ("base_dilation", "window_dilation") for d in params.get(name, ()))
-    places = 1
-    for size in params["window_dimensions"]:
-        places *= size
-    return not dilated and places <= _WINDOW
+    """A window of few places, without holes; only sums may have holes between the elements of the operand."""
+    wide = any(d != 1 for d in params.get("window_dilation", ()))
+    return not wide and math.prod(params["window_dimensions"]) <= _WINDOW
 
 
 def _places(operand: Any, params: dict[str, Any], fill: Any) -> Iterator[tuple[tuple[int, ...], Any]]:
     """Each place of the window, in order, and what stands there in every window."""
     strides, padding = params["window_strides"], params["padding"]
-    padded = lax.pad(operand, fill, [(low, high, 0) for low, high in padding])
+    holes = params.get("base_dilation", (1,) * operand.ndim)
+    padded = lax.pad(operand, fill, [(low, high, hole - 1) for (low, high), hole in zip(padding, holes, strict=True)])
     counts = [
         (length - size) // stride + 1
         for length, size, stride in zip(padded.shape, params["window_dimensions"], strides, strict=True)
@@ -179,28 +309,73 @@ def _lowest(dtype: Any) -> Any:
     return jnp.asarray(np.iinfo(dtype).min, dtype)
 
 
+def _side_by_side(params: dict[str, Any]) -> bool:
+    """Whether windows neither overlap nor leave anything between them, and begin at the edge."""
+    padded = any(side for pair in params["padding"] for side in pair)
+    return not padded and tuple(params["window_dimensions"]) == tuple(params["window_strides"])
+
+
+def _summed(operand: Any, params: dict[str, Any]) -> Any:
+    """The sum of each window."""
+    zero = jnp.zeros((), operand.dtype)
+    return functools.reduce(lax.add, (here for _, here in _places(operand, params, zero)))
+
+
 def _pooled(operand: Any, params: dict[str, Any]) -> Any:
     """The maximum of each window."""
-    best = None
-    for _, here in _places(operand, params, _lowest(operand.dtype)):
-        best = here if best is None else lax.max(best, here)
-    return best
+    if not _side_by_side(params):
+        lowest = _lowest(operand.dtype)
+        return functools.reduce(lax.max, (here for _, here in _places(operand, params, lowest)))
+    shape: list[int] = []
+    within: list[int] = []
+    sizes = params["window_dimensions"]
+    for length, size in zip(operand.shape, sizes, strict=True):
+        shape.append(length // size)
+        if size > 1:
+            within.append(len(shape))
+            shape.append(size)
+    whole = [length - length % size for length, size in zip(operand.shape, sizes, strict=True)]
+    return lax.slice(operand, [0] * operand.ndim, whole).reshape(shape).max(within)
 
 
 def _unpooled(source: Any, operand: Any, params: dict[str, Any]) -> Any:
     """The gradient of max-pooling: `source` goes to the first place of each window that holds its maximum."""
-    places = list(_places(operand, params, _lowest(operand.dtype)))
-    best = _pooled(operand, params)
-    taken = jnp.zeros(best.shape, bool)
+    best, first = None, jnp.zeros(source.shape, jnp.int32)
+    places: list[tuple[int, ...]] = []
+    for place, here in _places(operand, params, _lowest(operand.dtype)):
+        if best is None:
+            best = here
+        else:
+            greater = ~(best >= here)
+            best, first = jnp.where(greater, here, best), jnp.where(greater, len(places), first)
+        places.append(place)
+    zero = jnp.zeros((), source.dtype)
+    parts = {place: jnp.where(first == i, source, zero) for i, place in enumerate(places)}
+    if _side_by_side(params):
+        return _tiled(parts, operand.shape, params["window_dimensions"], zero)
     strides, padding = params["window_strides"], params["padding"]
     lengths = [length + low + high for length, (low, high) in zip(operand.shape, padding, strict=True)]
-    zero = jnp.zeros((), source.dtype)
     total = jnp.zeros(lengths, source.dtype)
-    for place, here in places:
-        hit = (here == best) & ~taken
-        taken = taken | hit
-        ends = [p + (n - 1) * s + 1 for p, n, s in zip(place, best.shape, strides, strict=True)]
+    for place, part in parts.items():
+        ends = [p + (n - 1) * s + 1 for p, n, s in zip(place, part.shape, strides, strict=True)]
         spread = [(p, length - end, s - 1) for p, length, end, s in zip(place, lengths, ends, strides, strict=True)]
-        total = total + lax.pad(jnp.where(hit, source, zero), zero, spread)
+        total = total + lax.pad(part, zero, spread)
     starts = [low for low, _ in padding]
     return lax.slice(total, starts, [s + n for s, n in zip(starts, operand.shape, strict=True)])
+
+
+def _tiled(parts: dict[tuple[int, ...], Any], shape: Sequence[int], sizes: Sequence[int], zero: Any) -> Any:
+    """The parts of windows that lie side by side, put together; zeros where no window reaches."""
+
+    def joined(place: tuple[int, ...]) -> Any:
+        axis = len(place)
+        if axis == len(sizes):
+            return parts[place]
+        along = [joined((*place, i)) for i in range(sizes[axis])]
+        if len(along) == 1:
+            return along[0]
+        result = jnp.stack(along, axis + 1)
+        return result.reshape(*result.shape[:axis], -1, *result.shape[axis + 2 :])
+
+    whole = joined(())
+    return lax.pad(whole, zero, [(0, wanted - there, 0) for wanted, there in zip(shape, whole.shape, strict=True)])

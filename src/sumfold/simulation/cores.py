@@ -6,7 +6,7 @@ import math
 import os
 from pathlib import Path
 
-__all__ = ["cores"]
+__all__ = ["cores", "siblings"]
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
@@ -20,11 +20,12 @@ def cores() -> int:
         True
     """
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    physical = {_siblings(cpu) for cpu in allowed}
+    physical = {siblings(cpu) for cpu in allowed}
     return max(min(len(physical), _quota()), 1)
 
 
-def _siblings(cpu: int) -> str:
+def siblings(cpu: int) -> str:
+    """A name of the physical core that a processor is a hardware thread of."""
     try:
         return Path(_TOPOLOGY.format(cpu)).read_text().strip()
     except OSError:  # no such account of the machine: every processor counts for itself

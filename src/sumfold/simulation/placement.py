@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from sumfold import keys, tree
-from sumfold.core.batching import Batching, plan, plan_ready
+from sumfold.core.batching import Batching, Plan, plan, plan_ready
 from sumfold.core.cohort import ClientData, Cohort, widths
-from sumfold.simulation.packing import spread
+from sumfold.simulation.lanes import Course, course
+from sumfold.simulation.packing import cut, spread
 from sumfold.simulation.stream import Clients
 from sumfold.tree import Leaf, Tree
 
-__all__ = ["Placement", "Room", "Seats", "room"]
+__all__ = ["Placement", "Plans", "Room", "Seats", "room"]
 
 _SMALL = 64 << 20
 """Bytes of examples below which spare rows are cheap."""
@@ -67,6 +68,10 @@ class Room(NamedTuple):
 
     width: int
     steps: int
+
+
+Plans: TypeAlias = tuple[tuple[Clients, Course | None], ...]
+"""A stream's clients, for each width of batches, with their course where the stream has lanes."""
 
 
 class _Placed(NamedTuple):
@@ -116,15 +121,15 @@ class Placement:
         self._placed[at] = _Placed(tuple(weakref.ref(leaf) for leaf in leaves), arrays)
         return arrays
 
-    def seats(self, cohort: Cohort, batchings: Sequence[Batching], streams: int) -> Seats:
-        """Pack the cohort into streams, by the steps of all phases together."""
+    def seats(self, cohort: Cohort, batchings: Sequence[Batching], streams: int, *, runs: bool = False) -> Seats:
+        """Pack the cohort into streams, by the steps of all phases together; `runs` keeps neighbours together."""
         clients = len(cohort.positions)
-        total = self._enough(clients)
+        total = self.total(cohort)
         whole, among = cohort.drawn_from or (cohort.data, cohort.positions)
         cost = np.ones(clients, np.int64)
         for batching in batchings:
             cost += self._layout(whole, batching).steps[among]
-        stream = spread(cost, streams)
+        stream = cut(cost, streams) if runs else spread(cost, streams)
         places = tuple(np.flatnonzero(stream == s) for s in range(streams))
         if streams == 1:
             return Seats(places, total, total)
@@ -144,12 +149,12 @@ class Placement:
         wide = int(layout.widths.max(initial=1))
         return float((layout.steps[among].sum() + len(among)) * (3 + 6 * parameters * wide / 5e4))
 
-    def _enough(self, clients: int) -> int:
-        """Places for so many clients: as many as a larger cohort got, if that is not far more than is needed.
+    def total(self, cohort: Cohort) -> int:
+        """Places for the cohort: as many as a larger cohort got, if that is not far more than is needed.
 
         So cohorts whose size changes, such as Poisson samples, soon need no other executable.
         """
-        needed = room(clients)
+        needed = room(len(cohort.positions))
         self._places = max(self._places, needed)
         return self._places if self._places <= _SPARE * needed else needed
 
@@ -173,11 +178,13 @@ class Placement:
         seats: Seats,
         stream: int,
         rooms: Sequence[Room],
-    ) -> tuple[Clients, ...]:
-        """The plan of one stream, one entry for each width."""
+        lanes: int,
+    ) -> Plans:
+        """The plan of one stream, one entry for each width; with its course where the stream has lanes."""
         data, positions, drawn_from = cohort
         whole, among = drawn_from or (data, positions)
-        wide, codes = self._layout(whole, batching).widths, self._coded(data)
+        layout, codes = self._layout(whole, batching), self._coded(data)
+        wide = layout.widths
         mine = seats.places[stream]
         plans = []
         for width, steps in rooms:
@@ -193,21 +200,27 @@ class Placement:
             rows = made.rows + np.asarray(data.starts)[owner]
             if data.order is not None and len(data.order):
                 rows = np.asarray(data.order)[rows]
-            plans.append(
-                Clients(
-                    rows=_padded(rows, (steps + 1) * width),
-                    begin=_padded(made.begin, steps),
-                    size=_padded(made.size, steps),
-                    start=_padded(made.start, seats.slots),
-                    steps=_padded(made.steps, seats.slots),
-                    held=_padded(counts, seats.slots),
-                    place=_padded(places, seats.slots),
-                    slot=_padded(slots, seats.slots),
-                    code=_padded(code, seats.slots, np.uint32),
-                    number=np.int32(len(at)),
-                )
+            clients = Clients(
+                rows=_padded(rows, (steps + 1) * width),
+                begin=_padded(made.begin, steps),
+                size=_padded(made.size, steps),
+                start=_padded(made.start, seats.slots),
+                steps=_padded(made.steps, seats.slots),
+                held=_padded(counts, seats.slots),
+                place=_padded(places, seats.slots),
+                slot=_padded(slots, seats.slots),
+                code=_padded(code, seats.slots, np.uint32),
+                number=np.int32(len(at)),
             )
+            plans.append((clients, self._course(made, layout, steps, seats.slots, lanes) if lanes else None))
         return tuple(plans)
+
+    @staticmethod
+    def _course(made: Plan, layout: _Layout, steps: int, clients: int, lanes: int) -> Course:
+        """The clients in lanes, with room for any cohort: no lane is further than one client above the mean."""
+        longest = int(layout.steps.max(initial=1))
+        without = clients if int(layout.steps.min(initial=1)) == 0 else 0
+        return course(made, lanes, room(-(-(steps + without) // lanes) + longest), single=longest <= 1)
 
     def _coded(self, data: ClientData) -> NDArray[np.uint32]:
         known = self._codes.get(id(data))

@@ -6,19 +6,18 @@ no I/O. What a client holds is three programs and `fresh`, which makes the memor
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax import export
 
-from sumfold import keys, tree
-from sumfold.core.client import Briefing, ClientHalf, Start, client_half
+from sumfold import tree
+from sumfold.core.client import Briefing, client_half
+from sumfold.core.exported import export_half, forms
 from sumfold.core.group import add
 from sumfold.core.round import Batch, Round
-from sumfold.errors import CompositionError
+from sumfold.simulation.canonical import fast
 from sumfold.tree import Spec, Tree
 from sumfold.wire import codec
 from sumfold.wire.messages import PlanManifest
@@ -47,97 +46,26 @@ def export_plan(
         The plan's bytes, a message without arrays; see `sumfold.wire.messages.PlanManifest`.
     """
     half = client_half(round.phases[phase])
-    batch = None if half.step is None else batch
-    briefing, kept, batch = tree.shapes(briefing), tree.shapes(kept), tree.shapes(batch)
-    key = tree.shape((2,), "uint32")
-    number = tree.shape((), "int32")
-    memory = jax.eval_shape(half.fresh, briefing, kept)
-    start = Start(briefing, memory, kept, number)
-    carry = jax.eval_shape(lambda s, k: half.init(s, keys.typed(k)), start, key)
-
-    programs = _programs(half, (start, carry, batch))
-    inputs: dict[str, tuple[Tree, ...]] = {
-        "fresh": (briefing, kept),
-        "init": (start, key),
-        "finish": (start, carry, key),
-    }
-    if batch is not None:
-        inputs["step"] = (start, carry, batch, key, number)
-    with _no_source_locations():
-        serialised = {name: _serialised(programs[name], given, platforms) for name, given in inputs.items()}
-    upload, keeping = jax.eval_shape(lambda s, c, k: half.finish(s, c, keys.typed(k)), start, carry, key)
+    if "cpu" in (platforms or (jax.default_backend(),)):
+        half = fast(half)
+    made = forms(half, briefing, kept, batch)
     stages, b = round.phases[phase].aggregate, round.phases[phase].work.batching
     manifest = PlanManifest(
         round.name,
         phase,
-        briefing=tree.specs(briefing),
-        kept=tree.specs(kept),
-        memory=tree.specs(memory),
-        carry=tree.specs(carry),
-        batch=tree.specs(batch),
-        upload=tree.specs((upload.parts, upload.metrics)),
-        keeping=tree.specs(keeping),
+        briefing=tree.specs(made.briefing),
+        kept=tree.specs(made.kept),
+        memory=tree.specs(made.memory),
+        carry=tree.specs(made.carry),
+        batch=tree.specs(made.batch),
+        upload=tree.specs((made.upload.parts, made.upload.metrics)),
+        keeping=tree.specs(made.keeping),
         groups={part: (stage.group or add).kind for part, stage in stages.items()},
         batching=(b.size, b.epochs, b.shuffle, b.max_steps, b.drop_remainder),
-        programs=serialised,
+        programs=export_half(half, made, platforms),
         host=half.step is None,
     )
     return codec.encode(manifest)
-
-
-def _serialised(program: Callable[..., Any], given: Sequence[Tree], platforms: Sequence[str] | None) -> bytes:
-    try:
-        exported = export.export(jax.jit(program), platforms=platforms)(*map(jax.tree.leaves, given))
-        return bytes(exported.serialize())
-    except NotImplementedError as error:
-        raise CompositionError(
-            "SF-COMP-029",
-            f"client work that calls back into Python ({error})",
-            "an array program that can be sent to a client",
-            "take jax.debug.print, pure_callback and io_callback out of the model, loss and metrics",
-        ) from error
-
-
-@contextlib.contextmanager
-def _no_source_locations() -> Iterator[None]:
-    """Keep file names and lines of the model out of the programs."""
-    config: Any = jax.config
-    before = config.jax_traceback_in_locations_limit
-    config.update("jax_traceback_in_locations_limit", 0)
-    try:
-        yield
-    finally:
-        config.update("jax_traceback_in_locations_limit", before)
-
-
-def _programs(half: ClientHalf, shapes: tuple[Start, Tree, Batch | None]) -> dict[str, Callable[..., Any]]:
-    """The client half as functions of flat lists of leaves."""
-    start_tree, carry_tree, batch_tree = (tree.structure(t) for t in shapes)
-    briefing_tree, kept_tree = tree.structure(shapes[0].briefing), tree.structure(shapes[0].kept)
-    un = tree.unflatten
-
-    def fresh(briefing: list[Any], kept: list[Any]) -> list[Any]:
-        return jax.tree.leaves(half.fresh(un(briefing_tree, briefing), un(kept_tree, kept)))
-
-    def init(start: list[Any], key: list[Any]) -> list[Any]:
-        return jax.tree.leaves(half.init(un(start_tree, start), keys.typed(key[0])))
-
-    def step(start: list[Any], carry: list[Any], batch: list[Any], key: list[Any], t: list[Any]) -> list[Any]:
-        step_key = keys.at_step(keys.typed(key[0]), t[0])
-        assert half.step is not None
-        after = half.step(un(start_tree, start), un(carry_tree, carry), un(batch_tree, batch), step_key)
-        return jax.tree.leaves(after)
-
-    def finish(start: list[Any], carry: list[Any], key: list[Any]) -> tuple[list[Any], list[Any], Any, Any]:
-        upload, keeping = half.finish(un(start_tree, start), un(carry_tree, carry), keys.typed(key[0]))
-        return (
-            jax.tree.leaves((upload.parts, upload.metrics)),
-            jax.tree.leaves(keeping),
-            upload.finite,
-            upload.weights_valid,
-        )
-
-    return {"fresh": fresh, "init": init, "step": step, "finish": finish}
 
 
 def content_id(plan: bytes) -> str:

@@ -1,0 +1,536 @@
+"""One algorithm's rounds on this machine: plan, Σ, server half, and what clients remember.
+
+A round is planned first: who runs in which stream, in lanes or one after the other, by rule alone (`packing`).
+Then Σ is computed in one of three ways, which share the driver's order of a round and the streams' code:
+
+- *whole*: one stream, and the round is one program;
+- *side by side*: a program for each stream at a time, in threads that wait for them; the server's programs between;
+- *pinned*: clients by exported programs, summed in a fixed order, where bits must not depend on packing.
+
+Why threads and not processes: XLA computes outside of Python's lock, so threads with a program each use all cores,
+share the data, and need no collective. Two virtual devices in one process are slower, since their programs wait for
+one another's threads.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sumfold import keys, tree
+from sumfold.core.batching import Batching
+from sumfold.core.client import Briefing, ClientHalf, Keeping, Memory, Start, client_half
+from sumfold.core.cohort import Cohort, batch_shapes
+from sumfold.core.driver import (
+    Notes,
+    Outcome,
+    Standing,
+    State,
+    Totals,
+    compiled_server,
+    merge,
+    nothing,
+    play,
+    server_of,
+)
+from sumfold.core.exported import forms
+from sumfold.core.round import HostWork, Round
+from sumfold.core.store import ClientStore
+from sumfold.errors import CompositionError
+from sumfold.simulation.canonical import fast
+from sumfold.simulation.choice import Choice, clear, fitting, lanes_by_rule
+from sumfold.simulation.cores import cores
+from sumfold.simulation.gang import Gang
+from sumfold.simulation.host import Hosted
+from sumfold.simulation.lanes import Course, lanes
+from sumfold.simulation.pinned import Pinned
+from sumfold.simulation.placement import Placement, Plans, Room, Seats
+from sumfold.simulation.stream import Clients, Table, stream, table_of
+from sumfold.simulation.workers import Workers
+from sumfold.tree import Tree
+
+if TYPE_CHECKING:
+    from sumfold.simulation.engine import Simulation
+
+__all__ = ["Bound"]
+
+_WORTHWHILE = 500.0
+"""Microseconds of computation that one more stream should take over."""
+
+_TRIAL_STEPS = 2048
+"""Client steps of a trial: some ten milliseconds of a model that is small enough to need one."""
+
+
+class _Begun(NamedTuple):
+    """A round that is planned: who runs where, and what the clients of this process's streams remember."""
+
+    state: State
+    cohort: Cohort
+    seats: Seats
+    lanes: int
+    mine: range
+    ids: list[list[Any]]
+
+
+class Bound:
+    """An algorithm's compiled rounds.
+
+    Args:
+        round: the algorithm.
+        options: as the user gave them.
+        gang: the processes that share the work.
+    """
+
+    def __init__(self, round: Round, options: Simulation, gang: Gang) -> None:
+        self.round, self.options, self.gang = round, options, gang
+        halves = [client_half(phase) for phase in round.phases]
+        self.halves = [fast(half) for half in halves] if jax.default_backend() == "cpu" else halves
+        self.hosted = {i: Hosted(i, phase) for i, phase in enumerate(round.phases) if isinstance(phase.work, HostWork)}
+        self.host = options.host or Workers()
+        self.devices = _devices(options.devices)
+        self.server = compiled_server(round)
+        self.placement = Placement()
+        self.compiled = jax.jit(self._play)
+        self.phase = jax.jit(self._phase, static_argnums=(0, 1))
+        self.merged = jax.jit(self._merged, static_argnums=0)
+        self.pinned = [
+            Pinned(i, phase, half) for i, (phase, half) in enumerate(zip(round.phases, self.halves, strict=True))
+        ]
+        self.choice: Choice | None = None
+        self._memory: tuple[Memory, ...] | None = None
+        self._parameters: int | None = None
+
+    def __call__(self, state: State, cohort: Cohort) -> Outcome:
+        """One round; see `sumfold.core.driver.Runtime`."""
+        begun = self._begun(state, cohort)
+        if self.options.deterministic and not self.hosted:
+            return self._in_order(begun)
+        if self.hosted or len(begun.seats.places) > 1:
+            return self._side_by_side(begun)
+        return self._whole(begun)
+
+    # -- the plan
+
+    def _begun(self, state: State, cohort: Cohort) -> _Begun:
+        batchings = [phase.work.batching for i, phase in enumerate(self.round.phases) if i not in self.hosted]
+        if self.choice is None:
+            self.choice = self._choose(state, cohort, batchings)
+        streams = self._streams(state, cohort, batchings, self.choice)
+        seats = self.placement.seats(cohort, batchings, streams * self.gang.size, runs=self.options.deterministic)
+        mine = range(self.gang.rank * streams, (self.gang.rank + 1) * streams)
+        ids = [[cohort.client(int(p)) for p in seats.places[s]] if self._remembers(state) else [] for s in mine]
+        wanted = self.choice.lanes
+        abreast = wanted if self.options.lanes else fitting(wanted, seats.total // len(seats.places))
+        return _Begun(state, cohort, seats, abreast, mine, ids)
+
+    def _streams(self, state: State, cohort: Cohort, batchings: Sequence[Batching], choice: Choice) -> int:
+        """How many streams the cohort is worth: a function of what it computes, never of what was measured."""
+        if self.hosted:
+            return 1
+        most = min(choice.streams * len(self.devices), max(len(cohort.positions), 1))
+        if most == 1 or self.options.streams or self.options.devices or self.gang.size > 1:
+            return most
+        work = sum(self.placement.work(cohort, batching, self._size(state)) for batching in batchings)
+        return int(min(most, max(work // _WORTHWHILE, 1)))
+
+    def _choose(self, state: State, cohort: Cohort, batchings: Sequence[Batching]) -> Choice:
+        """Kernel and lanes for this algorithm, once."""
+        options, platform = self.options, self.devices[0].platform
+        streams = options.streams or (cores() if platform == "cpu" else 1)
+        if self.hosted or options.deterministic or options.kernel == "sequential":
+            return Choice("sequential", 0, streams, "given" if options.kernel else "rule")
+        if options.lanes:
+            return Choice("lanes", int(options.lanes), streams, "given")
+        number, size = self.placement.total(cohort) // (streams * self.gang.size), self._size(state)
+        wanted = lanes_by_rule(size, platform)
+        if options.kernel == "lanes":
+            return Choice("lanes", wanted or 4, streams, "given")
+        if not fitting(wanted, number) or (platform == "cpu" and self._convolves(state, cohort)):
+            return Choice("sequential", 0, streams, "rule")
+        if clear(size, platform) or not options.autotune or self.gang.size > 1:
+            return Choice("lanes", wanted, streams, "rule")
+        return self._tried(state, cohort, batchings, wanted, streams)
+
+    def _size(self, state: State) -> int:
+        """Parameters of the message that every client receives."""
+        if self._parameters is None:
+            message = jax.eval_shape(self.round.phases[0].broadcast, state.algorithm, keys.typed(state.seed))
+            self._parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(message))
+        return self._parameters
+
+    def _convolves(self, state: State, cohort: Cohort) -> bool:
+        """Whether a client's step has convolutions."""
+        for i, (phase, half) in enumerate(zip(self.round.phases, self.halves, strict=True)):
+            batch = batch_shapes(cohort.data, 2)
+            if half.step is None or batch is None or i:
+                continue
+            stages = {part: stage.share(state.stages[i][part]) for part, stage in phase.aggregate.items()}
+            briefing = Briefing(jax.eval_shape(phase.broadcast, state.algorithm, keys.typed(state.seed)), stages)
+            made = forms(half, briefing, (), batch)
+            start = Start(made.briefing, made.memory, made.kept, tree.shape((), "int32"))
+            traced = jax.make_jaxpr(half.step)(start, made.carry, made.batch, keys.typed(state.seed))
+            if "conv_general_dilated" in str(traced):
+                return True
+        return False
+
+    def _tried(self, state: State, cohort: Cohort, batchings: Sequence[Batching], wanted: int, streams: int) -> Choice:
+        """The faster of both kernels on the first clients of the first phase: the only place that looks at a clock."""
+        seats = self.placement.seats(cohort, batchings, streams)
+        seconds = {}
+        for abreast in (0, fitting(wanted, seats.total // streams)):
+            begun = _Begun(state, cohort, seats, abreast, range(streams), [[]] * streams)
+            plans, steps = _shortened(self._plan(0, begun, 0, self._rooms(0, begun)), _TRIAL_STEPS)
+            standing = _standing(state)
+            briefing = self.server.brief(0, standing, state.seed, np.int32(state.round))
+            memories, seen = self._recall(state, [], seats.slots)
+            examples = self.placement.examples(cohort.data, self._device(0))
+            given = ((), np.ones(seats.slots, bool), plans, examples, memories[0], seen, state.seed, np.int32(0))
+            taken = []
+            for _ in range(3):  # the first compiles
+                began = time.perf_counter()
+                _finished(self.phase(0, seats.total, briefing, *given))
+                taken.append(time.perf_counter() - began)
+            seconds[abreast] = min(taken[1:]) / max(steps, 1)
+        best = min(seconds, key=lambda abreast: seconds[abreast])
+        told = ", ".join(f"{n or 'no'} lanes {s * 1e6:.1f}" for n, s in seconds.items())
+        return Choice("lanes" if best else "sequential", wanted if best else 0, streams, f"µs a client step: {told}")
+
+    # -- Σ, in three ways
+
+    def _whole(self, begun: _Begun) -> Outcome:
+        """One stream, one program."""
+        state, cohort = begun.state, begun.cohort
+        plans = tuple(self._plan(i, begun, 0, self._rooms(i, begun)) for i in range(len(self.round.phases)))
+        examples = self.placement.examples(cohort.data, self._device(0))
+        memories, seen = self._recall(state, begun.ids[0], begun.seats.slots)
+        algorithm, stages, metrics, invalid, remembered = self.compiled(
+            state.algorithm, state.stages, state.seed, np.int32(state.round), plans, examples, memories, seen
+        )
+        clients = _commit(state.clients, [begun.ids], [[remembered]])
+        return Outcome(algorithm, stages, clients, metrics, invalid)
+
+    def _play(
+        self,
+        algorithm: Tree,
+        stages: Tree,
+        seed: Any,
+        number: Any,
+        plans: tuple[Plans, ...],
+        examples: Tree,
+        memories: tuple[Memory, ...],
+        seen: Any,
+    ) -> Any:
+        after: list[Memory] = []
+
+        def sigma(i: int, briefing: Briefing, carried: Tree) -> tuple[list[Totals], Tree]:
+            kept, present = carried
+            totals, table = self._phase(
+                i, len(seen), briefing, kept, present, plans[i], examples, memories[i], seen, seed, number
+            )
+            after.append(table.memory)
+            return [totals], (table.kept, table.present)
+
+        carried = ((), jnp.ones(len(seen), bool))
+        *played, (_, counted) = play(self.round, server_of(self.round), algorithm, stages, seed, number, sigma, carried)
+        return *played, (tuple(after), counted)
+
+    def _side_by_side(self, begun: _Begun) -> Outcome:
+        """A program for each stream, or Python functions; the server's programs in between."""
+        state, cohort, seats = begun.state, begun.cohort, begun.seats
+        streams = range(len(begun.mine))
+        memories, seen = zip(*(self._recall(state, some, seats.slots) for some in begun.ids), strict=True)
+        after: list[list[Memory]] = [[] for _ in streams]
+        failed: dict[Any, str] = {}
+        retried: dict[Any, str] = {}
+
+        def sigma(i: int, briefing: Briefing, carried: list[Tree]) -> tuple[list[Totals], list[Tree]]:
+            if i in self.hosted:
+                kept, present = carried[0]
+                totals, table, notes = self.hosted[i](
+                    self.host.open(), state, cohort, briefing, kept, memories[0][i], seen[0], present
+                )
+                failed.update(notes.failed)
+                retried.update(notes.retried)
+                results = [(totals, table)]
+            else:
+                rooms = self._rooms(i, begun)
+
+                def one(s: int) -> tuple[Totals, Table]:
+                    device, (kept, present) = self._device(s), carried[s]
+                    told = briefing if device is None else jax.device_put(briefing, device)
+                    plan = self._plan(i, begun, begun.mine[s], rooms)
+                    examples = self.placement.examples(cohort.data, device)
+                    given = (plan, examples, memories[s][i], seen[s], state.seed, np.int32(state.round))
+                    ended: tuple[Totals, Table] = _finished(self.phase(i, seats.total, told, kept, present, *given))
+                    return ended
+
+                results = list(_threads(len(streams)).map(one, streams))
+            for s, (_, table) in zip(streams, results, strict=True):
+                after[s].append(table.memory)
+            home = self.devices[0]
+            sums = [t if self._device(s) is None else jax.device_put(t, home) for s, (t, _) in enumerate(results)]
+            if self.gang.size > 1 and i not in self.hosted:
+                sums = self.gang.gathered(self.merged(i, sums))
+            return sums, [(table.kept, table.present) for _, table in results]
+
+        carried: list[Tree] = [((), np.ones(seats.slots, bool)) for _ in streams]
+        algorithm, stages, metrics, invalid, ended = play(
+            self.round, self.server, state.algorithm, state.stages, state.seed, np.int32(state.round), sigma, carried
+        )
+        remembered = [(tuple(after[s]), ended[s][1]) for s in streams]
+        clients = self._committed(begun, remembered)
+        return Outcome(algorithm, stages, clients, metrics, invalid, Notes(failed, retried))
+
+    def _in_order(self, begun: _Begun) -> Outcome:
+        """Client by client, in runs of places; see `sumfold.simulation.pinned`."""
+        state, cohort, seats = begun.state, begun.cohort, begun.seats
+        streams = range(len(begun.mine))
+        clients = len(cohort.positions)
+        places = [[int(p) for p in seats.places[s]] for s in begun.mine]
+        after: list[list[dict[int, Tree]]] = [[] for _ in streams]
+
+        def memories(s: int, i: int) -> Mapping[int, Tree]:
+            known = zip(places[s], begun.ids[s], strict=False)
+            return {place: state.clients[client][i] for place, client in known if client in state.clients}
+
+        def sigma(i: int, briefing: Briefing, carried: Any) -> tuple[list[Totals], Any]:
+            kept_before, kept = carried
+            rooms, pinned = self._rooms(i, begun), self.pinned[i]
+
+            def one(s: int) -> Any:
+                device = self._device(s)
+                told = briefing if device is None else jax.device_put(briefing, device)
+                with jax.default_device(device):
+                    plan = self._plan(i, begun, begun.mine[s], rooms)
+                    return pinned(state, told, kept_before, kept[s], memories(s, i), cohort.data, plan, clients)
+
+            results = list(_threads(len(streams)).map(one, streams))
+            for s, (_, news, _, _) in zip(streams, results, strict=True):
+                after[s].append(news)
+            zero = nothing(self.round.phases[i], briefing, kept_before, clients)
+            home = self.devices[0]
+            sums = [some if self._device(s) is None else some.at(home) for s, (some, *_) in enumerate(results)]
+            if self.gang.size > 1:
+                sums = self._exchanged(pinned, zero, sums, begun)
+            kept_after = results[0][3]
+            return [pinned.ordered.total(zero, sums)], (kept_after, [keeps for _, _, keeps, _ in results])
+
+        carried: Any = ((), [{place: [] for place in some} for some in places])
+        algorithm, stages, metrics, invalid, (_, ended) = play(
+            self.round, self.server, state.algorithm, state.stages, state.seed, np.int32(state.round), sigma, carried
+        )
+        news = {
+            client: jax.tree.map(np.asarray, tuple(phase[place] for phase in after[s]))
+            for s in streams
+            for place, client in zip(places[s], begun.ids[s], strict=False)
+            if place in ended[s]
+        }
+        if self.gang.size > 1 and any(begun.ids):
+            news = self._all_news(begun, news)
+        return Outcome(algorithm, stages, state.clients.commit(news), metrics, invalid)
+
+    # -- the processes of a gang
+
+    def _merged(self, i: int, sums: Sequence[Totals]) -> Totals:
+        return functools.reduce(functools.partial(merge, self.round.phases[i]), sums)
+
+    def _exchanged(self, pinned: Pinned, zero: Totals, sums: list[Any], begun: _Begun) -> list[Any]:
+        """The sums of every process's streams, in the order of places."""
+        clients = len(begun.cohort.positions)
+        nodes = 2 * max(clients, 1).bit_length() + 2
+        of_all = self.gang.gathered([some.sent(nodes) for some in sums])
+        arrays = [one for of_one in of_all for one in of_one]
+        ends = np.cumsum([len(places) for places in begun.seats.places]).tolist()
+        ranges = [range(end - len(places), end) for end, places in zip(ends, begun.seats.places, strict=True)]
+        return [pinned.ordered.received(zero, some, one) for some, one in zip(ranges, arrays, strict=True)]
+
+    def _committed(self, begun: _Begun, remembered: list[Any]) -> ClientStore:
+        """The store with the memories of the clients of all processes."""
+        if not self._remembers(begun.state):
+            return begun.state.clients
+        if self.gang.size == 1:
+            return _commit(begun.state.clients, [begun.ids], [remembered])
+        streams, cohort = len(begun.mine), begun.cohort
+        everyone = [[cohort.client(int(p)) for p in places] for places in begun.seats.places]
+        ids = [everyone[r * streams : (r + 1) * streams] for r in range(self.gang.size)]
+        return _commit(begun.state.clients, ids, self.gang.gathered(remembered))
+
+    def _all_news(self, begun: _Begun, news: dict[Any, Tree]) -> dict[Any, Tree]:
+        """The memories of the clients of all processes, each by its place in the cohort."""
+        cohort, seats = begun.cohort, begun.seats
+        ids = [cohort.client(place) for place in range(len(cohort.positions))]
+        mine = [int(p) for s in begun.mine for p in seats.places[s]]
+        template = self._templates(begun.state)
+        room = seats.slots * len(begun.mine)
+        table = jax.tree.map(lambda a: np.zeros((room, *a.shape), a.dtype), template)
+        place, filled = np.zeros(room, np.int32), np.zeros(room, bool)
+        for row, p in enumerate(mine):
+            if ids[p] in news:
+                place[row], filled[row] = p, True
+                for a, value in zip(jax.tree.leaves(table), jax.tree.leaves(news[ids[p]]), strict=True):
+                    a[row] = value
+        every: dict[Any, Tree] = {}
+        for theirs, at, taken in self.gang.gathered((table, place, filled)):
+            for row in np.flatnonzero(taken).tolist():
+                every[ids[int(at[row])]] = jax.tree.map(lambda a, row=row: np.asarray(a[row]).copy(), theirs)
+        return every
+
+    # -- what the ways share
+
+    def _device(self, stream: int) -> Any:
+        """Where a stream runs; None where there is no choice."""
+        return None if self.options.devices is None else self.devices[stream % len(self.devices)]
+
+    def _rooms(self, i: int, begun: _Begun) -> tuple[Room, ...]:
+        return self.placement.rooms(begun.cohort, self.round.phases[i].work.batching, begun.seats)
+
+    def _plan(self, i: int, begun: _Begun, stream: int, rooms: tuple[Room, ...]) -> Plans:
+        state, batching = begun.state, self.round.phases[i].work.batching
+        return self.placement.clients(
+            begun.cohort, batching, state.seed, int(state.round), begun.seats, stream, rooms, begun.lanes
+        )
+
+    def _phase(
+        self,
+        i: int,
+        places: int,
+        briefing: Briefing,
+        kept_before: Tree,
+        present: Any,
+        plans: Plans,
+        examples: Tree,
+        memory: Memory,
+        seen: Any,
+        seed: Any,
+        number: Any,
+    ) -> tuple[Totals, Table]:
+        """Σ of one phase over one stream's clients."""
+        phase, half, run = self.round.phases[i], self.halves[i], keys.typed(seed)
+        table = table_of(half, briefing, kept_before, memory, seen, present)
+        kept_one = jax.tree.map(lambda a: tree.shape(a.shape[1:], a.dtype), kept_before)
+        totals = nothing(phase, briefing, kept_one, places)
+        for clients, course in plans:
+            if course is None:
+                totals, table = stream(
+                    i, phase, half, briefing, clients, examples, table, kept_before, totals, run, number
+                )
+            else:
+                totals, table = lanes(
+                    i, phase, half, briefing, clients, course, examples, table, kept_before, totals, run, number
+                )
+        return totals, table
+
+    def _remembers(self, state: State) -> bool:
+        return bool(jax.tree.leaves(self._templates(state)))
+
+    def _templates(self, state: State) -> tuple[Memory, ...]:
+        """The shapes of one client's memory, by phase."""
+        if self._memory is None:
+            self._memory = jax.eval_shape(self._fresh, state.algorithm, state.stages)
+        return self._memory
+
+    def _fresh(self, algorithm: Tree, stages: Tree) -> tuple[Memory, ...]:
+        memories, kept = [], ()
+        for phase, half, held in zip(self.round.phases, self.halves, stages, strict=True):
+            public = {part: stage.share(held[part]) for part, stage in phase.aggregate.items()}
+            briefing = Briefing(phase.broadcast(algorithm, keys.typed(np.zeros(2, np.uint32))), public)
+            memories.append(half.fresh(briefing, kept))
+            kept = tree.zeros_like(_keeping(half, briefing, kept).kept)
+        return tuple(memories)
+
+    def _recall(self, state: State, ids: list[Any], slots: int) -> tuple[tuple[Memory, ...], Any]:
+        """The memories of a stream's clients, stacked by slot; clients never seen are told apart by `seen`."""
+        templates = self._templates(state)
+        seen = np.zeros(slots, bool)
+        stacked = jax.tree.map(lambda a: np.zeros((slots, *a.shape), a.dtype), templates)
+        for slot, client in enumerate(ids):
+            if client in state.clients:
+                seen[slot] = True
+                held = jax.tree.leaves(state.clients[client])
+                for row, value in zip(jax.tree.leaves(stacked), held, strict=True):
+                    row[slot] = value
+        return stacked, seen
+
+
+@functools.cache
+def _threads(streams: int) -> ThreadPoolExecutor:
+    """Threads that each wait for one running program."""
+    return ThreadPoolExecutor(streams, thread_name_prefix="sumfold-stream")
+
+
+def _finished(arrays: Tree) -> Tree:
+    """The same arrays, computed."""
+    for leaf in jax.tree.leaves(arrays):
+        leaf.block_until_ready()
+    return arrays
+
+
+def _standing(state: State) -> Standing:
+    return Standing(state.algorithm, state.stages, (), {}, np.int32(0), np.int32(0))
+
+
+def _shortened(plans: Plans, steps: int) -> tuple[Plans, int]:
+    """The beginning of a plan, in the same shapes, and how many client steps it has."""
+    short: list[tuple[Clients, Course | None]] = []
+    taken = 0
+    for clients, course in plans:
+        if course is None:
+            number = int(np.searchsorted(np.cumsum(clients.steps), steps)) + 1
+            number = min(number, int(clients.number))
+            taken += int(clients.steps[:number].sum())
+            short.append((clients._replace(number=np.int32(number)), None))
+        else:
+            length = min(int(course.length), -(-steps // course.client.shape[1]))
+            taken += int((course.batch[:length] >= 0).sum())
+            short.append((clients, course._replace(length=np.int32(length))))
+    return tuple(short), taken
+
+
+def _devices(number: int | None) -> list[Any]:
+    """The devices to use.
+
+    Raises:
+        CompositionError: when there are fewer.
+    """
+    found = jax.local_devices()
+    if number is not None and number > len(found):
+        raise CompositionError(
+            "SF-SIM-002",
+            f"Simulation(devices={number})",
+            f"at most {len(found)}, the devices that JAX finds here: {found[0].device_kind}",
+            "leave devices out to use what there is; on a CPU the streams use its cores without more devices",
+        )
+    return list(found[: number or 1])
+
+
+def _keeping(half: ClientHalf, briefing: Briefing, kept: Tree) -> Keeping:
+    """What a client without data keeps; only its shapes are used."""
+    start = Start(briefing, half.fresh(briefing, kept), kept, jnp.int32(0))
+    key = keys.typed(jnp.zeros(2, jnp.uint32))
+    return half.finish(start, half.init(start, key), key)[1]
+
+
+def _commit(store: ClientStore, ids: list[list[list[Any]]], remembered: list[Any]) -> ClientStore:
+    """A new version of the store with the memories of the clients that were counted in every phase.
+
+    Args:
+        store: the version before.
+        ids: for each process, for each of its streams, its clients by slot.
+        remembered: likewise, their memories after the round by slot, and who was counted.
+    """
+    if not any(some for of_one in ids for some in of_one):
+        return store
+    news: dict[Any, Tree] = {}
+    for of_one, after in zip(ids, jax.device_get(remembered), strict=True):
+        for some, (memories, counted) in zip(of_one, after, strict=True):
+            for slot, client in enumerate(some):
+                if counted[slot]:
+                    news[client] = jax.tree.map(lambda a, slot=slot: np.asarray(a[slot]).copy(), memories)
+    return store.commit(news)
