@@ -29,6 +29,9 @@ from jaxtyping import install_import_hook
 # From here on every function of Sumfold checks its annotations, shapes and dtypes included, when called.
 install_import_hook("sumfold", "beartype.beartype")
 
+# Scripts that are started in environments of their own, and import what those have.
+collect_ignore = ["src/sumfold/bench/contestants"]
+
 # pytest imports the files whose docstrings it runs. A module that is loaded already is taken as it is; otherwise
 # pytest would put it in its package's namespace, where a function of the same name belongs (learning.fed_avg).
 for module in pkgutil.walk_packages(importlib.import_module("sumfold").__path__, "sumfold."):

@@ -11,6 +11,7 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("SUMFOLD_COMPILATION_CACHE", "off")  # a build writes nothing outside of its folder
 sys.path.insert(0, str(Path(__file__).parent))
 
 import generated

@@ -1,27 +1,38 @@
-"""What each client reaches with its own weights on its own rows."""
+"""What each client reaches with its own weights on its own rows.
+
+Clients that use the server's weights are measured many at a time, as batches of one shape: their rows padded to a power
+of two and masked, since metrics are sums over rows. Those with weights of their own, and large ones, go one by one.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import NDArray
 
+from sumfold import tree
 from sumfold.core.driver import State, recognise
+from sumfold.core.round import Batch
 from sumfold.data import Federation
 from sumfold.data.clients import as_federation
 from sumfold.errors import CompositionError, user_facing
 from sumfold.learning.ifca import Clustered
 from sumfold.learning.process import Process
-from sumfold.models.model import Model, unpack
+from sumfold.models.host import HostModel
+from sumfold.models.model import Model, row_weights, unpack
 from sumfold.tree import Tree
 
 __all__ = ["evaluate_clients", "mean_over_clients", "unlabelled"]
 
 _FULL = 1024
-"""Rows from which `Model.evaluate` works in pieces of one size."""
+"""Rows from which `Model.evaluate` works in pieces of few sizes."""
+
+_ABREAST = 4096
+"""Rows of all the clients that are measured at a time, padding included."""
 
 
 @user_facing
@@ -67,12 +78,65 @@ def evaluate_clients(process: Process | Any, state: State | Any, federation: Any
     state = recognise(process.round, process._template, state)
     servers = process.get_model_weights(state)  # refuses what has no model, without clients too
     assert process.model is not None
-    found = {}
-    for position, client in enumerate(data.ids):
-        alone = process.personal is None or client not in state.clients
-        weights = servers if alone else process.get_client_weights(state, client)
-        found[client] = _measured(process, process.model, weights, data, position)
+    ids = list(data.ids)
+    shared = np.array([process.personal is None or client not in state.clients for client in ids], bool)
+    found = _abreast(process, process.model, servers, data, np.flatnonzero(shared))
+    return {
+        client: found[position]
+        if position in found
+        else _measured(
+            process,
+            process.model,
+            servers if shared[position] else process.get_client_weights(state, client),
+            data,
+            position,
+        )
+        for position, client in enumerate(ids)
+    }
+
+
+def _abreast(
+    process: Process, model: Model, weights: Tree, data: Federation, positions: NDArray[np.int64]
+) -> dict[int, dict[str, Any]]:
+    """Of the clients at `positions`, those that were measured many at a time, by position."""
+    if isinstance(model, HostModel | Clustered):  # no program, or a choice among models for each client
+        return {}
+    parts, counts, found = model.split(weights), np.asarray(data.counts), dict[int, dict[str, Any]]()
+    for width, some in _of_one_width(counts, positions):
+        part, at = data.cohort(some)
+        # Clients to spare have no row that counts, so that few programs serve any number of clients.
+        rows = np.concatenate([at, np.repeat(at[:1], _clients(width, len(some)) - len(at))])
+        own = np.arange(width) < np.where(np.arange(len(rows)) < len(at), part.counts[rows], 0)[:, None]
+        place = part.starts[rows][:, None] + np.where(own, np.arange(width), 0)
+        place = place if part.order is None else part.order[place]
+        taken = jax.tree.map(lambda a, place=place: tree.canonical(np.asarray(a)[place.reshape(-1)]), part.examples)
+        x, y, weight = unpack(taken if process.labelled else unlabelled(taken))
+        given = (x, y) if weight is None else (x, y, row_weights(weight, own.size))
+        batch = Batch(jax.tree.map(lambda a, own=own: a.reshape(*own.shape, *a.shape[1:]), given), own)
+        try:
+            reached = jax.device_get(model.measure_each(parts, batch))
+        except Exception:  # what cannot be done abreast, such as a call to the host, is done one by one or fails there
+            return {}
+        columns = {name: values.tolist() for name, values in reached.items()}
+        for place, position in enumerate(some.tolist()):
+            own_values = {name: values[place] for name, values in columns.items()}
+            found[position] = {**own_values, "num_examples": int(counts[position])}
     return found
+
+
+def _of_one_width(counts: NDArray[np.int64], positions: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """(width, positions) of clients with rows, whose rows fit into that power of two; as many as go at a time."""
+    rows = counts[positions]
+    for power in range(_FULL.bit_length() - 1):
+        width = 1 << power
+        which = positions[(rows <= width) & (rows > width // 2)]
+        number = _clients(width, len(which))
+        yield from ((width, which[begin : begin + number]) for begin in range(0, len(which), number))
+
+
+def _clients(width: int, wanted: int) -> int:
+    """How many clients of this width go at a time: a power of two."""
+    return min(1 << max(wanted - 1, 0).bit_length(), max(_ABREAST // width, 1))
 
 
 def _measured(process: Process, model: Model, weights: Tree, data: Federation, position: int) -> dict[str, Any]:

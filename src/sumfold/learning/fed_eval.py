@@ -58,7 +58,8 @@ def fed_eval(model: Model, *, batching: Batching | Any = None, per_client: bool 
 
     Args:
         model: from ``sumfold.models``.
-        batching: default ``Batching(size=256, shuffle=False)``; ready-made batches are used as they are.
+        batching: default ``Batching(shuffle=False)``; ready-made batches are used as they are. Batches larger than what
+            most clients hold cost time, since short ones are padded.
         per_client: also give each client's own loss, metrics and number of examples, under ``clients`` by its id. Then
             these values leave every client as they are, which `Process.explain` says, and a runtime that offers only
             sums refuses it. A client that is not finite is not among them.
@@ -135,7 +136,7 @@ def evaluating(
         return state._replace(total=total), {"client_work": {"eval": {**now, **both, **single}}}
 
     model = dataclasses.replace(model, coupled=None)  # predicting, no example sees another
-    chosen = Batching(size=256, shuffle=False) if batching is None else batching_for(model, batching)
+    chosen = Batching(shuffle=False) if batching is None else batching_for(model, batching)
     stages = {"clients": _individuals()} if per_client else {}
     work: Work | HostWork = Work(begin, measure, report, chosen, memory)
     if isinstance(model, HostModel):

@@ -13,13 +13,16 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from sumfold.core import files
 from sumfold.core.driver import State
-from sumfold.errors import missing_extra, user_facing
+from sumfold.errors import CompositionError, missing_extra, user_facing
+
+if TYPE_CHECKING:
+    from sumfold.learning.profile import Profile, Timing
 
 __all__ = ["History", "decoded", "encoded", "entries", "flat", "headline", "measured", "plain", "scalars"]
 
@@ -35,6 +38,7 @@ class History:
         metrics: one dict a round, from round 0, those of earlier starts included.
         evaluations: one dict an evaluation, ``{"round": …, "loss": …, …}``.
         stopped: ``"callback"``, ``"interrupted"`` (Ctrl-C), or None when all rounds were trained.
+        timing: what `profile` is made of.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, optax, sumfold as sf
@@ -51,6 +55,7 @@ class History:
     metrics: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
     stopped: Literal["callback", "interrupted"] | None = None
+    timing: Timing | None = None
 
     @property
     def first(self) -> int:
@@ -127,6 +132,35 @@ class History:
         # Notebooks show pyplot's figures by themselves, and others by this.
         vars(figure)["_repr_png_"] = lambda: _png(figure)
         return figure
+
+    @user_facing
+    def profile(self) -> Profile:
+        """Where the time of this start went: ``print(history.profile())``.
+
+        What earlier starts of the run took is not known. Asking takes about half a second, for a matrix product to
+        compare with.
+
+        Raises:
+            CompositionError: for a history that `sumfold.train` did not return.
+
+        Example:
+            >>> from sumfold.learning.profile import Timing
+            >>> state = State(np.int32(2), np.zeros(2, np.uint32), (), (), None, np.zeros(4, np.uint32))
+            >>> timing = Timing(2, 4.0, {"clients": 2.0, "evaluation": 2.0}, {"steps 0": 6}, {"evaluation": 1})
+            >>> History(state, [{}, {}], [], timing=timing).profile().advice
+            '50 % of time in evaluation: evaluate_every=20'
+        """
+        if self.timing is None:
+            raise CompositionError(
+                "SF-TRAIN-042",
+                "a history without measured times",
+                "one that sf.train returned",
+                "profile the run itself: print(sf.train(…).profile())",
+            )
+        from sumfold.learning.profile import profile_of
+
+        rounds = self.timing.rounds
+        return profile_of(self.timing, int(self.state.round) - rounds, self.metrics[len(self.metrics) - rounds :])
 
     @user_facing
     def save(self, path: str | os.PathLike[str]) -> None:

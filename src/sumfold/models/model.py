@@ -27,11 +27,13 @@ from sumfold.core.round import Batch
 from sumfold.errors import DataError, SumfoldError, TypeMismatchError, user_facing
 from sumfold.keys import Key
 from sumfold.models.metrics import Metric, one_per_example, ratio
+from sumfold.models.pieces import at_once, bytes_per_row
 from sumfold.tree import Tree
 
 __all__ = ["Applied", "Examples", "Model", "Parts"]
 
-_CHUNK = 1024
+_CHUNK = 8192
+"""Rows that an evaluation computes at once at most; fewer where they need much memory."""
 
 
 class Parts(NamedTuple):
@@ -264,14 +266,17 @@ class Model:
         if example_weight is not None:
             examples = (*examples[:2], row_weights(examples[2], rows))
         what = f"x {describe(examples[0])} and y {describe(examples[1])}"
-        width = min(_CHUNK, rows)
-        total = None
+        width = at_once(rows, self._largest(parts, examples), _CHUNK)
+        total, before = self.zero(), list[Any]()
         for begin in range(0, rows, width):
             index = np.arange(begin, begin + width)
-            chunk = _take(examples, np.minimum(index, rows - 1))
-            sums = self._ran(self._measure, what, parts, Batch(chunk, jnp.asarray(index < rows)))
-            total = sums if total is None else tree.add(total, sums)
-        assert total is not None
+            # Slices are views: the only copy of the rows is the one on the device.
+            whole = slice(begin, begin + width) if begin + width <= rows else np.minimum(index, rows - 1)
+            batch = Batch(_take(examples, whole), index < rows)
+            for sums in before:  # no more than two pieces lie there at a time
+                sums.block_until_ready()
+            before = jax.tree.leaves(total) if begin else []
+            total = self._ran(self._measure, what, total, parts, batch)
         return {
             **{k: v.tolist() for k, v in jax.device_get(self._finish(total)).items()},
             "num_examples": rows,
@@ -307,8 +312,32 @@ class Model:
         return jax.jit(self.finish)
 
     @functools.cached_property
-    def _measure(self) -> Callable[[Parts, Batch], dict[str, Tree]]:
-        return jax.jit(self.measure)
+    def _measure(self) -> Callable[[dict[str, Tree], Parts, Batch], dict[str, Tree]]:
+        return jax.jit(lambda total, parts, batch: tree.add(total, self.measure(parts, batch)))
+
+    @functools.cached_property
+    def measure_each(self) -> Callable[[Parts, Batch], dict[str, Array]]:
+        """(`Parts`, batches with a leading axis) -> loss and metrics of each batch, compiled."""
+        return jax.jit(jax.vmap(lambda parts, batch: self.finish(self.measure(parts, batch)), (None, 0)))
+
+    @functools.cached_property
+    def _known(self) -> dict[Any, int]:
+        return {}
+
+    def _largest(self, parts: Parts, examples: Tree) -> int:
+        """Bytes for each row of the largest intermediate array when such examples are measured."""
+        at = tree.structure(examples), *((a.shape[1:], a.dtype) for a in jax.tree.leaves(examples))
+        if at not in self._known:
+
+            def arguments(rows: int) -> tuple[Parts, Batch]:
+                some = jax.tree.map(lambda a: tree.shape((rows, *a.shape[1:]), a.dtype), examples)
+                return tree.shapes(parts), Batch(some, tree.shape((rows,), bool))
+
+            try:
+                self._known[at] = bytes_per_row(self.measure, arguments)
+            except Exception:  # the evaluation itself fails next, and says why
+                return 1
+        return self._known[at]
 
     # -- what checks data before anything runs --------------------------------------------------------
 
@@ -370,7 +399,7 @@ def _arrays(given: Tree, name: str) -> Tree:
     return jax.tree.map(array, given, is_leaf=lambda node: isinstance(node, list) and written_out(node))
 
 
-def _take(examples: Tree, rows: NDArray[np.int64]) -> Tree:
+def _take(examples: Tree, rows: NDArray[np.int64] | slice) -> Tree:
     return jax.tree.map(lambda a: a[rows], examples)
 
 

@@ -20,10 +20,11 @@ import platform
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 
-__all__ = ["folder", "switch_on"]
+__all__ = ["configured", "folder", "switch_on"]
 
 _LIMIT = 512 << 20
 """Bytes that all entries together may take."""
@@ -31,6 +32,7 @@ _LIMIT = 512 << 20
 _DAY = 24 * 60 * 60.0
 
 _log = logging.getLogger("sumfold")
+_settings: Any = jax.config
 
 
 @functools.cache
@@ -44,9 +46,8 @@ def switch_on() -> Path | None:
         >>> switch_on() is switch_on()
         True
     """
-    theirs = jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache
     root = folder()
-    if theirs or root is None:
+    if configured() is not None or not _settings.jax_enable_compilation_cache or root is None:
         return None
     here = root / _machine()
     try:
@@ -59,11 +60,17 @@ def switch_on() -> Path | None:
             "no compilation cache in %s: %s; SUMFOLD_COMPILATION_CACHE=off says that this is meant", root, error
         )
         return None
-    jax.config.update("jax_compilation_cache_dir", str(here))
+    _settings.update("jax_compilation_cache_dir", str(here))
     # Reading an entry takes about a millisecond and compiling the smallest program several: all are worth keeping.
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        _settings.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return here
+
+
+def configured() -> str | None:
+    """The folder that JAX keeps compiled programs in at present, whoever chose it; None where it keeps none."""
+    chosen: str | None = _settings.jax_compilation_cache_dir
+    return chosen if _settings.jax_enable_compilation_cache else None
 
 
 def folder() -> Path | None:
