@@ -25,7 +25,7 @@ def program_bytes(clients: int) -> int:
     begun = bound._begun(state, Cohort(federation, np.arange(clients)))
     plans = (bound._plan(0, begun, 0, bound._rooms(0, begun)),)
     examples = bound.placement.examples(federation)
-    memory, seen = bound._recall(state, [], begun.seats.slots)
+    memory, seen = bound.recall.rows(state, [], begun.seats.slots)
     arguments = (state.algorithm, state.stages, state.seed, np.int32(0), plans, examples, memory, seen)
     account = bound.compiled.lower(*arguments).compile().memory_analysis()
     data = sum(np.asarray(a).nbytes for a in (*plans[0][0][0], *examples))

@@ -462,8 +462,23 @@ def joined(clients: Sequence[Client]) -> Tree:
     for i in range(len(filled[0].leaves)):
         dtype = np.result_type(*{dtypes[i] for _, _, dtypes in kinds})
         arrays = [part.leaves[i] for part in filled]
-        columns.append(np.concatenate(arrays, dtype=dtype))  # a copy, so that later changes by the caller do not matter
+        columns.append(_joined(arrays, np.dtype(dtype)))  # a copy, so that later changes by the caller do not matter
     return unflatten(structure, columns)
+
+
+_ALIGNMENT = 64
+"""Bytes to which XLA wants an array aligned on a CPU: it takes such an array as it is, and copies others."""
+
+
+def _joined(arrays: Sequence[npt.NDArray[Any]], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """`np.concatenate` into memory that a CPU device uses without a copy."""
+    if dtype.hasobject:
+        return np.concatenate(arrays, dtype=dtype)
+    shape = (sum(len(array) for array in arrays), *arrays[0].shape[1:])
+    room = np.empty(int(np.prod(shape)) * dtype.itemsize + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    whole = room[start : start + len(room) - _ALIGNMENT].view(dtype).reshape(shape)
+    return np.concatenate(arrays, out=whole)
 
 
 def _check_one_kind(clients: Sequence[Client]) -> None:

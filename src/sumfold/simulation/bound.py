@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,11 +26,12 @@ import numpy as np
 
 from sumfold import keys, tree
 from sumfold.core.batching import Batching
-from sumfold.core.client import Briefing, ClientHalf, Keeping, Memory, Start, client_half
-from sumfold.core.cohort import Cohort, batch_shapes
+from sumfold.core.client import Briefing, Memory, client_half
+from sumfold.core.cohort import Cohort
 from sumfold.core.driver import (
     Notes,
     Outcome,
+    Server,
     Standing,
     State,
     Totals,
@@ -40,18 +41,19 @@ from sumfold.core.driver import (
     play,
     server_of,
 )
-from sumfold.core.exported import forms
 from sumfold.core.round import HostWork, Round
 from sumfold.core.store import ClientStore
 from sumfold.errors import CompositionError
 from sumfold.simulation.canonical import fast
-from sumfold.simulation.choice import Choice, clear, fitting, lanes_by_rule
+from sumfold.simulation.choice import GIVEN, Choice, clear, convolves, fitting, lanes_by_rule, model_size
 from sumfold.simulation.cores import cores
 from sumfold.simulation.gang import Gang
 from sumfold.simulation.host import Hosted
 from sumfold.simulation.lanes import Course, lanes
+from sumfold.simulation.meter import Meter
 from sumfold.simulation.pinned import Pinned
 from sumfold.simulation.placement import Placement, Plans, Room, Seats
+from sumfold.simulation.recall import Recall, commit
 from sumfold.simulation.stream import Clients, Table, stream, table_of
 from sumfold.simulation.workers import Workers
 from sumfold.tree import Tree
@@ -95,7 +97,8 @@ class Bound:
         self.hosted = {i: Hosted(i, phase) for i, phase in enumerate(round.phases) if isinstance(phase.work, HostWork)}
         self.host = options.host or Workers()
         self.devices = _devices(options.devices)
-        self.server = compiled_server(round)
+        self.meter = Meter()
+        self.server = self._metered(compiled_server(round))
         self.placement = Placement()
         self.compiled = jax.jit(self._play)
         self.phase = jax.jit(self._phase, static_argnums=(0, 1))
@@ -104,30 +107,66 @@ class Bound:
             Pinned(i, phase, half) for i, (phase, half) in enumerate(zip(round.phases, self.halves, strict=True))
         ]
         self.choice: Choice | None = None
-        self._memory: tuple[Memory, ...] | None = None
-        self._parameters: int | None = None
+        self.parameters = -1  # of the message; known from the first round on
+        self.recall = Recall(round, self.halves)
 
     def __call__(self, state: State, cohort: Cohort) -> Outcome:
         """One round; see `sumfold.core.driver.Runtime`."""
-        begun = self._begun(state, cohort)
+        with self.meter.span("plan"):
+            begun = self._begun(state, cohort)
         if self.options.deterministic and not self.hosted:
             return self._in_order(begun)
         if self.hosted or len(begun.seats.places) > 1:
             return self._side_by_side(begun)
         return self._whole(begun)
 
+    # -- the choice
+
+    def chosen(self) -> dict[str, Any]:
+        """What a checkpoint stores, since it fixes the order of sums; empty before the first round."""
+        if self.choice is None or self.options.deterministic:
+            return {}
+        return {**self.choice._asdict(), "platform": self.devices[0].platform, "devices": len(self.devices)}
+
+    def adopt(self, chosen: Mapping[str, Any]) -> list[str]:
+        """Go on with what an interrupted run chose; what the user asks for now comes first.
+
+        Returns:
+            What a person should know.
+        """
+        if self.options.deterministic:
+            return []
+        asked = self.options
+        before = Choice(*(chosen[field] for field in Choice._fields))
+        self.choice = before._replace(streams=asked.streams or before.streams)
+        if asked.kernel or asked.lanes:
+            kernel = asked.kernel or "lanes"
+            self.choice = self.choice._replace(kernel=kernel, lanes=int(asked.lanes or before.lanes or 0), why=GIVEN)
+        here = {"platform": self.devices[0].platform, "devices": len(self.devices)}
+        here |= {"streams": asked.streams or (cores() if here["platform"] == "cpu" else before.streams)}
+        there = {name: before.streams if name == "streams" else chosen[name] for name in here}
+        if self.choice[:3] == before[:3] and here == there:
+            return []
+        return [
+            f"the rounds so far ran with {there}, kernel {before.kernel}, lanes {before.lanes}, here is {here}: "
+            f"going on with kernel {self.choice.kernel}, lanes {self.choice.lanes}, streams {self.choice.streams}, and "
+            "equal to rounding; only deterministic=True gives the same bytes on any machine"
+        ]
+
     # -- the plan
 
     def _begun(self, state: State, cohort: Cohort) -> _Begun:
         batchings = [phase.work.batching for i, phase in enumerate(self.round.phases) if i not in self.hosted]
+        if self.parameters < 0:
+            self.parameters = model_size(self.round, state)
         if self.choice is None:
             self.choice = self._choose(state, cohort, batchings)
         streams = self._streams(state, cohort, batchings, self.choice)
         seats = self.placement.seats(cohort, batchings, streams * self.gang.size, runs=self.options.deterministic)
         mine = range(self.gang.rank * streams, (self.gang.rank + 1) * streams)
-        ids = [[cohort.client(int(p)) for p in seats.places[s]] if self._remembers(state) else [] for s in mine]
+        ids = [[cohort.client(int(p)) for p in seats.places[s]] if self.recall(state) else [] for s in mine]
         wanted = self.choice.lanes
-        abreast = wanted if self.options.lanes else fitting(wanted, seats.total // len(seats.places))
+        abreast = wanted if self.choice.why == GIVEN else fitting(wanted, seats.total // len(seats.places))
         return _Begun(state, cohort, seats, abreast, mine, ids)
 
     def _streams(self, state: State, cohort: Cohort, batchings: Sequence[Batching], choice: Choice) -> int:
@@ -137,7 +176,7 @@ class Bound:
         most = min(choice.streams * len(self.devices), max(len(cohort.positions), 1))
         if most == 1 or self.options.streams or self.options.devices or self.gang.size > 1:
             return most
-        work = sum(self.placement.work(cohort, batching, self._size(state)) for batching in batchings)
+        work = sum(self.placement.work(cohort, batching, self.parameters) for batching in batchings)
         return int(min(most, max(work // _WORTHWHILE, 1)))
 
     def _choose(self, state: State, cohort: Cohort, batchings: Sequence[Batching]) -> Choice:
@@ -145,40 +184,18 @@ class Bound:
         options, platform = self.options, self.devices[0].platform
         streams = options.streams or (cores() if platform == "cpu" else 1)
         if self.hosted or options.deterministic or options.kernel == "sequential":
-            return Choice("sequential", 0, streams, "given" if options.kernel else "rule")
+            return Choice("sequential", 0, streams, GIVEN if options.kernel else "rule")
         if options.lanes:
-            return Choice("lanes", int(options.lanes), streams, "given")
-        number, size = self.placement.total(cohort) // (streams * self.gang.size), self._size(state)
+            return Choice("lanes", int(options.lanes), streams, GIVEN)
+        number, size = self.placement.total(cohort) // (streams * self.gang.size), self.parameters
         wanted = lanes_by_rule(size, platform)
         if options.kernel == "lanes":
-            return Choice("lanes", wanted or 4, streams, "given")
-        if not fitting(wanted, number) or (platform == "cpu" and self._convolves(state, cohort)):
+            return Choice("lanes", wanted or 4, streams, "kernel given")
+        if not fitting(wanted, number) or (platform == "cpu" and convolves(self.round, self.halves[0], state, cohort)):
             return Choice("sequential", 0, streams, "rule")
         if clear(size, platform) or not options.autotune or self.gang.size > 1:
             return Choice("lanes", wanted, streams, "rule")
         return self._tried(state, cohort, batchings, wanted, streams)
-
-    def _size(self, state: State) -> int:
-        """Parameters of the message that every client receives."""
-        if self._parameters is None:
-            message = jax.eval_shape(self.round.phases[0].broadcast, state.algorithm, keys.typed(state.seed))
-            self._parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(message))
-        return self._parameters
-
-    def _convolves(self, state: State, cohort: Cohort) -> bool:
-        """Whether a client's step has convolutions."""
-        for i, (phase, half) in enumerate(zip(self.round.phases, self.halves, strict=True)):
-            batch = batch_shapes(cohort.data, 2)
-            if half.step is None or batch is None or i:
-                continue
-            stages = {part: stage.share(state.stages[i][part]) for part, stage in phase.aggregate.items()}
-            briefing = Briefing(jax.eval_shape(phase.broadcast, state.algorithm, keys.typed(state.seed)), stages)
-            made = forms(half, briefing, (), batch)
-            start = Start(made.briefing, made.memory, made.kept, tree.shape((), "int32"))
-            traced = jax.make_jaxpr(half.step)(start, made.carry, made.batch, keys.typed(state.seed))
-            if "conv_general_dilated" in str(traced):
-                return True
-        return False
 
     def _tried(self, state: State, cohort: Cohort, batchings: Sequence[Batching], wanted: int, streams: int) -> Choice:
         """The faster of both kernels on the first clients of the first phase: the only place that looks at a clock."""
@@ -189,7 +206,7 @@ class Bound:
             plans, steps = _shortened(self._plan(0, begun, 0, self._rooms(0, begun)), _TRIAL_STEPS)
             standing = _standing(state)
             briefing = self.server.brief(0, standing, state.seed, np.int32(state.round))
-            memories, seen = self._recall(state, [], seats.slots)
+            memories, seen = self.recall.rows(state, [], seats.slots)
             examples = self.placement.examples(cohort.data, self._device(0))
             given = ((), np.ones(seats.slots, bool), plans, examples, memories[0], seen, state.seed, np.int32(0))
             taken = []
@@ -208,12 +225,17 @@ class Bound:
         """One stream, one program."""
         state, cohort = begun.state, begun.cohort
         plans = tuple(self._plan(i, begun, 0, self._rooms(i, begun)) for i in range(len(self.round.phases)))
-        examples = self.placement.examples(cohort.data, self._device(0))
-        memories, seen = self._recall(state, begun.ids[0], begun.seats.slots)
-        algorithm, stages, metrics, invalid, remembered = self.compiled(
-            state.algorithm, state.stages, state.seed, np.int32(state.round), plans, examples, memories, seen
-        )
-        clients = _commit(state.clients, [begun.ids], [[remembered]])
+        examples = self._examples(cohort, 0)
+        with self.meter.span("memory"):
+            memories, seen = self.recall.rows(state, begun.ids[0], begun.seats.slots)
+        with self.meter.span("clients"):
+            algorithm, stages, metrics, invalid, remembered = _finished(
+                self.compiled(
+                    state.algorithm, state.stages, state.seed, np.int32(state.round), plans, examples, memories, seen
+                )
+            )
+        with self.meter.span("memory"):
+            clients = commit(state.clients, [begun.ids], [[remembered]])
         return Outcome(algorithm, stages, clients, metrics, invalid)
 
     def _play(
@@ -245,7 +267,8 @@ class Bound:
         """A program for each stream, or Python functions; the server's programs in between."""
         state, cohort, seats = begun.state, begun.cohort, begun.seats
         streams = range(len(begun.mine))
-        memories, seen = zip(*(self._recall(state, some, seats.slots) for some in begun.ids), strict=True)
+        with self.meter.span("memory"):
+            memories, seen = zip(*(self.recall.rows(state, some, seats.slots) for some in begun.ids), strict=True)
         after: list[list[Memory]] = [[] for _ in streams]
         failed: dict[Any, str] = {}
         retried: dict[Any, str] = {}
@@ -253,9 +276,10 @@ class Bound:
         def sigma(i: int, briefing: Briefing, carried: list[Tree]) -> tuple[list[Totals], list[Tree]]:
             if i in self.hosted:
                 kept, present = carried[0]
-                totals, table, notes = self.hosted[i](
-                    self.host.open(), state, cohort, briefing, kept, memories[0][i], seen[0], present
-                )
+                with self.meter.span("clients"):
+                    totals, table, notes = self.hosted[i](
+                        self.host.open(), state, cohort, briefing, kept, memories[0][i], seen[0], present
+                    )
                 failed.update(notes.failed)
                 retried.update(notes.retried)
                 results = [(totals, table)]
@@ -266,9 +290,10 @@ class Bound:
                     device, (kept, present) = self._device(s), carried[s]
                     told = briefing if device is None else jax.device_put(briefing, device)
                     plan = self._plan(i, begun, begun.mine[s], rooms)
-                    examples = self.placement.examples(cohort.data, device)
+                    examples = self._examples(cohort, s)
                     given = (plan, examples, memories[s][i], seen[s], state.seed, np.int32(state.round))
-                    ended: tuple[Totals, Table] = _finished(self.phase(i, seats.total, told, kept, present, *given))
+                    with self.meter.span("clients"):
+                        ended: tuple[Totals, Table] = _finished(self.phase(i, seats.total, told, kept, present, *given))
                     return ended
 
                 results = list(_threads(len(streams)).map(one, streams))
@@ -277,20 +302,25 @@ class Bound:
             home = self.devices[0]
             sums = [t if self._device(s) is None else jax.device_put(t, home) for s, (t, _) in enumerate(results)]
             if self.gang.size > 1 and i not in self.hosted:
-                sums = self.gang.gathered(self.merged(i, sums))
+                with self.meter.span("exchange"):
+                    sums = self.gang.gathered(self.merged(i, sums))
             return sums, [(table.kept, table.present) for _, table in results]
 
         carried: list[Tree] = [((), np.ones(seats.slots, bool)) for _ in streams]
         algorithm, stages, metrics, invalid, ended = play(
             self.round, self.server, state.algorithm, state.stages, state.seed, np.int32(state.round), sigma, carried
         )
-        remembered = [(tuple(after[s]), ended[s][1]) for s in streams]
-        clients = self._committed(begun, remembered)
+        with self.meter.span("memory"):
+            clients = self._committed(begun, [(tuple(after[s]), ended[s][1]) for s in streams])
         return Outcome(algorithm, stages, clients, metrics, invalid, Notes(failed, retried))
 
     def _in_order(self, begun: _Begun) -> Outcome:
         """Client by client, in runs of places; see `sumfold.simulation.pinned`."""
-        state, cohort, seats = begun.state, begun.cohort, begun.seats
+        cohort, seats, home = begun.cohort, begun.seats, self.devices[0]
+        # Exported programs return arrays that are bound to a device; so bound from the start, nothing compiles twice.
+        state = begun.state._replace(
+            algorithm=jax.device_put(begun.state.algorithm, home), stages=jax.device_put(begun.state.stages, home)
+        )
         streams = range(len(begun.mine))
         clients = len(cohort.positions)
         places = [[int(p) for p in seats.places[s]] for s in begun.mine]
@@ -309,16 +339,17 @@ class Bound:
                 told = briefing if device is None else jax.device_put(briefing, device)
                 with jax.default_device(device):
                     plan = self._plan(i, begun, begun.mine[s], rooms)
-                    return pinned(state, told, kept_before, kept[s], memories(s, i), cohort.data, plan, clients)
+                    with self.meter.span("clients"):
+                        return pinned(state, told, kept_before, kept[s], memories(s, i), cohort.data, plan, clients)
 
             results = list(_threads(len(streams)).map(one, streams))
             for s, (_, news, _, _) in zip(streams, results, strict=True):
                 after[s].append(news)
             zero = nothing(self.round.phases[i], briefing, kept_before, clients)
-            home = self.devices[0]
             sums = [some if self._device(s) is None else some.at(home) for s, (some, *_) in enumerate(results)]
             if self.gang.size > 1:
-                sums = self._exchanged(pinned, zero, sums, begun)
+                with self.meter.span("exchange"):
+                    sums = self._exchanged(pinned, zero, sums, begun)
             kept_after = results[0][3]
             return [pinned.ordered.total(zero, sums)], (kept_after, [keeps for _, _, keeps, _ in results])
 
@@ -353,21 +384,21 @@ class Bound:
 
     def _committed(self, begun: _Begun, remembered: list[Any]) -> ClientStore:
         """The store with the memories of the clients of all processes."""
-        if not self._remembers(begun.state):
+        if not self.recall(begun.state):
             return begun.state.clients
         if self.gang.size == 1:
-            return _commit(begun.state.clients, [begun.ids], [remembered])
+            return commit(begun.state.clients, [begun.ids], [remembered])
         streams, cohort = len(begun.mine), begun.cohort
         everyone = [[cohort.client(int(p)) for p in places] for places in begun.seats.places]
         ids = [everyone[r * streams : (r + 1) * streams] for r in range(self.gang.size)]
-        return _commit(begun.state.clients, ids, self.gang.gathered(remembered))
+        return commit(begun.state.clients, ids, self.gang.gathered(remembered))
 
     def _all_news(self, begun: _Begun, news: dict[Any, Tree]) -> dict[Any, Tree]:
         """The memories of the clients of all processes, each by its place in the cohort."""
         cohort, seats = begun.cohort, begun.seats
         ids = [cohort.client(place) for place in range(len(cohort.positions))]
         mine = [int(p) for s in begun.mine for p in seats.places[s]]
-        template = self._templates(begun.state)
+        template = self.recall.templates(begun.state)
         room = seats.slots * len(begun.mine)
         table = jax.tree.map(lambda a: np.zeros((room, *a.shape), a.dtype), template)
         place, filled = np.zeros(room, np.int32), np.zeros(room, bool)
@@ -391,11 +422,34 @@ class Bound:
     def _rooms(self, i: int, begun: _Begun) -> tuple[Room, ...]:
         return self.placement.rooms(begun.cohort, self.round.phases[i].work.batching, begun.seats)
 
+    def _examples(self, cohort: Cohort, stream: int) -> Tree:
+        with self.meter.span("data"):
+            return self.placement.examples(cohort.data, self._device(stream))
+
     def _plan(self, i: int, begun: _Begun, stream: int, rooms: tuple[Room, ...]) -> Plans:
         state, batching = begun.state, self.round.phases[i].work.batching
-        return self.placement.clients(
-            begun.cohort, batching, state.seed, int(state.round), begun.seats, stream, rooms, begun.lanes
-        )
+        with self.meter.span("plan"):
+            plans = self.placement.clients(
+                begun.cohort, batching, state.seed, int(state.round), begun.seats, stream, rooms, begun.lanes
+            )
+        for clients, course in plans:
+            steps = int(clients.steps.sum())
+            self.meter.count(f"steps {i}", steps)
+            self.meter.count("lane steps", steps if course is None else int(course.length) * course.client.shape[1])
+            self.meter.count("bytes", sum(np.asarray(a).nbytes for a in jax.tree.leaves((clients, course))))
+        return plans
+
+    def _metered(self, server: Server) -> Server:
+        """The server's programs, with their time."""
+
+        def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*args: Any) -> Any:
+                with self.meter.span("aggregation"):
+                    return _finished(function(*args))
+
+            return run
+
+        return Server(timed(server.brief), timed(server.close))
 
     def _phase(
         self,
@@ -426,37 +480,6 @@ class Bound:
                     i, phase, half, briefing, clients, course, examples, table, kept_before, totals, run, number
                 )
         return totals, table
-
-    def _remembers(self, state: State) -> bool:
-        return bool(jax.tree.leaves(self._templates(state)))
-
-    def _templates(self, state: State) -> tuple[Memory, ...]:
-        """The shapes of one client's memory, by phase."""
-        if self._memory is None:
-            self._memory = jax.eval_shape(self._fresh, state.algorithm, state.stages)
-        return self._memory
-
-    def _fresh(self, algorithm: Tree, stages: Tree) -> tuple[Memory, ...]:
-        memories, kept = [], ()
-        for phase, half, held in zip(self.round.phases, self.halves, stages, strict=True):
-            public = {part: stage.share(held[part]) for part, stage in phase.aggregate.items()}
-            briefing = Briefing(phase.broadcast(algorithm, keys.typed(np.zeros(2, np.uint32))), public)
-            memories.append(half.fresh(briefing, kept))
-            kept = tree.zeros_like(_keeping(half, briefing, kept).kept)
-        return tuple(memories)
-
-    def _recall(self, state: State, ids: list[Any], slots: int) -> tuple[tuple[Memory, ...], Any]:
-        """The memories of a stream's clients, stacked by slot; clients never seen are told apart by `seen`."""
-        templates = self._templates(state)
-        seen = np.zeros(slots, bool)
-        stacked = jax.tree.map(lambda a: np.zeros((slots, *a.shape), a.dtype), templates)
-        for slot, client in enumerate(ids):
-            if client in state.clients:
-                seen[slot] = True
-                held = jax.tree.leaves(state.clients[client])
-                for row, value in zip(jax.tree.leaves(stacked), held, strict=True):
-                    row[slot] = value
-        return stacked, seen
 
 
 @functools.cache
@@ -508,29 +531,3 @@ def _devices(number: int | None) -> list[Any]:
             "leave devices out to use what there is; on a CPU the streams use its cores without more devices",
         )
     return list(found[: number or 1])
-
-
-def _keeping(half: ClientHalf, briefing: Briefing, kept: Tree) -> Keeping:
-    """What a client without data keeps; only its shapes are used."""
-    start = Start(briefing, half.fresh(briefing, kept), kept, jnp.int32(0))
-    key = keys.typed(jnp.zeros(2, jnp.uint32))
-    return half.finish(start, half.init(start, key), key)[1]
-
-
-def _commit(store: ClientStore, ids: list[list[list[Any]]], remembered: list[Any]) -> ClientStore:
-    """A new version of the store with the memories of the clients that were counted in every phase.
-
-    Args:
-        store: the version before.
-        ids: for each process, for each of its streams, its clients by slot.
-        remembered: likewise, their memories after the round by slot, and who was counted.
-    """
-    if not any(some for of_one in ids for some in of_one):
-        return store
-    news: dict[Any, Tree] = {}
-    for of_one, after in zip(ids, jax.device_get(remembered), strict=True):
-        for some, (memories, counted) in zip(of_one, after, strict=True):
-            for slot, client in enumerate(some):
-                if counted[slot]:
-                    news[client] = jax.tree.map(lambda a, slot=slot: np.asarray(a[slot]).copy(), memories)
-    return store.commit(news)

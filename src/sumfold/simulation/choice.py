@@ -9,7 +9,20 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["Choice", "clear", "fitting", "lanes_by_rule"]
+import jax
+import numpy as np
+
+from sumfold import keys, tree
+from sumfold.core.client import Briefing, ClientHalf, Start
+from sumfold.core.cohort import Cohort, batch_shapes
+from sumfold.core.driver import State
+from sumfold.core.exported import forms
+from sumfold.core.round import Round
+
+__all__ = ["GIVEN", "Choice", "clear", "convolves", "fitting", "lanes_by_rule", "model_size"]
+
+GIVEN = "given"
+"""`Choice.why` where the user said how many lanes there are, however many clients."""
 
 _CACHE = 1 << 17
 """Parameters of all lanes together that still fit the second-level cache of a core with their gradients."""
@@ -71,6 +84,25 @@ def fitting(lanes: int, clients: int) -> int:
 def clear(parameters: int, platform: str) -> bool:
     """Whether the rule alone decides."""
     return platform == "cpu" and not _TINY < parameters <= _SMALL
+
+
+def model_size(round: Round, state: State) -> int:
+    """Parameters of the message that every client receives in the first phase."""
+    message = jax.eval_shape(round.phases[0].broadcast, state.algorithm, keys.typed(state.seed))
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(message))
+
+
+def convolves(round: Round, half: ClientHalf, state: State, cohort: Cohort) -> bool:
+    """Whether a client's step has convolutions."""
+    batch = batch_shapes(cohort.data, 2)
+    if half.step is None or batch is None:
+        return False
+    phase = round.phases[0]
+    public = {part: stage.share(state.stages[0][part]) for part, stage in phase.aggregate.items()}
+    briefing = Briefing(jax.eval_shape(phase.broadcast, state.algorithm, keys.typed(state.seed)), public)
+    made = forms(half, briefing, (), batch)
+    start = Start(made.briefing, made.memory, made.kept, tree.shape((), "int32"))
+    return "conv_general_dilated" in str(jax.make_jaxpr(half.step)(start, made.carry, batch, keys.typed(state.seed)))
 
 
 def _power_of_two(number: int) -> int:

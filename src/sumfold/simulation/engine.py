@@ -64,6 +64,7 @@ class Simulation:
 
     @user_facing
     def __post_init__(self) -> None:
+        switch_on()  # before anything is compiled
         for name in ("devices", "streams", "lanes"):
             value = getattr(self, name)
             whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1
@@ -99,7 +100,6 @@ class Simulation:
     def bind(self, round: Round) -> Callable[[State, Cohort], Outcome]:
         """Prepare an algorithm; see `sumfold.core.driver.Runtime`."""
         check_groups(round, self)
-        switch_on()
         return Bound(round, self, Alone())
 
 
