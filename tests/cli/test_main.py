@@ -11,7 +11,7 @@ from sumfold.cli.verb import Outcome, verb
 
 from .conftest import program
 
-VERBS = ("demo", "simulate", "doctor")
+VERBS = ("demo", "simulate", "bench", "doctor")
 
 
 def test_help_lists_the_verbs(sumfold) -> None:

@@ -15,7 +15,7 @@ FLOORS = [
     ("learning", "language", "analytics"),
     ("wire", "secagg"),
     ("client", "server"),
-    ("cli", "dashboard", "tff"),
+    ("bench", "cli", "dashboard", "tff"),
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 RANK = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sumfold import __version__
+from sumfold.cli.bench import bench
 from sumfold.cli.demo import demo
 from sumfold.cli.doctor import doctor
 from sumfold.cli.simulate import simulate
@@ -43,7 +44,7 @@ def sumfold(
     del version
 
 
-for _verb in (demo, simulate, doctor):
+for _verb in (demo, simulate, bench, doctor):
     app.command()(_verb)
 
 

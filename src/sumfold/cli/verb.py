@@ -8,7 +8,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
@@ -16,20 +16,24 @@ import typer
 
 from sumfold.errors import CompositionError, SumfoldError
 
-__all__ = ["DONE", "FAILED", "INTERRUPTED", "WRONG_USE", "Json", "Outcome", "complain", "verb", "writable"]
+__all__ = ["DONE", "FAILED", "INTERRUPTED", "LOST", "WRONG_USE"]
+__all__ += ["Json", "Outcome", "complain", "exit_code", "verb", "writable"]
 
-DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_USE, UNREACHABLE, LOST, INTERRUPTED = 0, 1, 2, 4, 75, 130
+"""Exit codes; `LOST` is that of one of many processes that ends because another one is gone."""
 
-Json: TypeAlias = Annotated[
-    bool, typer.Option("--json", help="Write one JSON document to standard output, and nothing else there.")
-]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, and nothing else there.")]
 
 
 class Outcome(NamedTuple):
-    """How a verb ended: what ``--json`` writes, and the exit code."""
+    """How a verb ended: what ``--json`` writes, and the exit code.
+
+    Where there are `lines`, ``--json`` writes JSON lines: those, and the document as the last one.
+    """
 
     document: Mapping[str, Any]
     code: int = DONE
+    lines: Sequence[Mapping[str, Any]] | None = None
 
 
 def verb(function: Callable[..., Outcome]) -> Callable[..., None]:
@@ -44,8 +48,10 @@ def verb(function: Callable[..., Outcome]) -> Callable[..., None]:
         as_json = options["as_json"]
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             outcome = _ended(function, options)
-        if as_json:
-            typer.echo(json.dumps(_finite(outcome.document), indent=1, allow_nan=False, ensure_ascii=False))
+        if as_json and outcome.code != LOST:  # who starts the processes tells what became of them
+            indent = 1 if outcome.lines is None else None
+            for document in (*(outcome.lines or ()), outcome.document):
+                typer.echo(json.dumps(_finite(document), indent=indent, allow_nan=False, ensure_ascii=False))
         raise typer.Exit(outcome.code)
 
     return command
@@ -85,7 +91,16 @@ def _ended(function: Callable[..., Outcome], options: Mapping[str, Any]) -> Outc
         message = ": ".join([*getattr(error, "__notes__", ()), str(error)])
         complain(message)
         document = {"type": type(error).__name__, "code": error.code, "message": message}
-        return Outcome({"error": document}, WRONG_USE if error.code.startswith("SF-CLI-") else FAILED)
+        return Outcome({"error": document}, exit_code(error))
+
+
+def exit_code(error: BaseException) -> int:
+    """What a command ends with."""
+    if not isinstance(error, SumfoldError):
+        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
+    if error.code.startswith("SF-CLI-"):
+        return WRONG_USE
+    return {"SF-PROC-010": UNREACHABLE, "SF-PROC-021": LOST, "SF-PROC-022": LOST}.get(error.code, FAILED)
 
 
 def _finite(value: Any) -> Any:
