@@ -128,3 +128,31 @@ def test_check_round_finds_types_that_change():
     changed = phase._replace(work=phase.work._replace(step=step))
     with pytest.raises(sf.CompositionError, match=r"the carry of phase 0.*became"):
         testing.check_round(round._replace(phases=(changed,)), jnp.zeros(2), batch)
+
+
+def test_check_round_compares_a_step_with_its_fast_form(monkeypatch):
+    def predict(w, x):
+        x = jax.lax.conv_general_dilated(x, w["filter"], (1, 1), "SAME")  # channels first
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID").sum((1, 2, 3))
+
+    init = lambda key: {"filter": jax.random.normal(key, (3, 2, 3, 3))}
+    model = sf.models.from_functions(init, predict, lambda o, y: (o - y) ** 2)
+    round = sf.learning.mime(model, optax.sgd(0.01), optax.sgd(1.0)).round  # two phases
+    drawn = np.random.default_rng(0)
+    batch = (drawn.standard_normal((4, 2, 6, 6), np.float32), drawn.standard_normal(4, np.float32))
+    params = model.init(jax.random.key(0))
+    assert len(testing.check_round(round, params, batch).split("\n")) == 2
+
+    def wrong(step):
+        return lambda start, carry, *rest: jax.tree.map(
+            lambda a, b: b + (b - a) / 8 if b.dtype == jnp.float32 else b, carry, step(start, carry, *rest)
+        )
+
+    monkeypatch.setattr(testing, "canonical", wrong)
+    with pytest.raises(
+        sf.CompositionError,
+        match=r"(?s)the step of phase 0 gives another .* in the form in which a CPU.*apart.*report it.*SF-COMP-038",
+    ):
+        testing.check_round(round, params, batch)
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), batch)
+    assert testing.check_round(round, params, shapes).startswith("phase 0")

@@ -15,13 +15,14 @@ from sumfold import keys, tree
 from sumfold.core.batching import Batching
 from sumfold.core.client import Briefing, Start, client_half
 from sumfold.core.cohort import Cohort
-from sumfold.core.driver import Runtime, begin, nothing, play, server_of, step
+from sumfold.core.driver import Runtime, State, begin, nothing, play, server_of, step
 from sumfold.core.group import Group, add, maximum, minimum, modular, stack
 from sumfold.core.round import Batch, Measured, Phase, Report, Round, Task, Work
 from sumfold.core.stage import Contribution, Stage
 from sumfold.data import Federation
 from sumfold.errors import CompositionError
 from sumfold.learning.process import Process
+from sumfold.simulation.canonical import canonical, rewrites
 from sumfold.tree import Tree
 
 __all__ = ["Agreement", "assert_runtimes_agree", "check_round", "check_runtime", "check_stage"]
@@ -119,7 +120,10 @@ def _compare_metrics(a: Any, b: Any, tolerance: float, where: str) -> float:
 
 
 def check_round(round: Round, params: Tree, examples: Tree) -> str:
-    """Trace a whole round on shapes alone and report what flows; nothing runs.
+    """Trace a whole round on shapes alone and report what flows.
+
+    Nothing runs, but for one step of a phase with convolutions or pooling, where `examples` are arrays: on a CPU
+    these are computed in another form than written, and both forms must give the same.
 
     Args:
         round: the algorithm.
@@ -131,7 +135,7 @@ def check_round(round: Round, params: Tree, examples: Tree) -> str:
 
     Raises:
         CompositionError: when `step` changes the type of the carry, a phase changes the type of the state, or parts
-            and stages do not match.
+            and stages do not match, or a step differs from its fast form.
 
     Example:
         >>> import jax.numpy as jnp, optax, sumfold as sf
@@ -173,7 +177,49 @@ def check_round(round: Round, params: Tree, examples: Tree) -> str:
     after, held = jax.eval_shape(run, state.algorithm, state.stages)
     _same_type(state.algorithm, after, "the algorithm's state")
     _same_type(state.stages, held, "the stages' memory")
+    if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(examples)):
+        _fast_steps_agree(round, state, examples)
     return "\n".join(lines)
+
+
+def _fast_steps_agree(round: Round, state: State, examples: Tree) -> None:
+    """One step of each phase as it is written and as a CPU computes it, from the state given."""
+    if jax.default_backend() != "cpu":
+        return
+    key = keys.typed(jnp.zeros(2, jnp.uint32))
+    given = jax.tree.map(lambda leaf: jnp.asarray(tree.canonical(leaf)), examples)
+    batch = Batch(given, jnp.ones(len(jax.tree.leaves(given)[0]), bool))
+
+    def sigma(i: int, briefing: Briefing, kept: Tree) -> tuple[Any, Tree]:
+        phase, half = round.phases[i], client_half(round.phases[i])
+        start = Start(briefing, half.fresh(briefing, kept), kept, jnp.int32(batch.mask.size))
+        carry = half.init(start, key)
+        if half.step is not None and rewrites(half.step, start, carry, batch, key):
+            after, other = (jax.jit(step)(start, carry, batch, key) for step in (half.step, canonical(half.step)))
+            _same_change(carry, after, other, f"the step of phase {i}")
+        keeping = half.finish(start, carry, key)[1]
+        return [nothing(phase, briefing, kept, 1)], keeping.kept
+
+    play(round, server_of(round), state.algorithm, state.stages, state.seed, jnp.int32(0), sigma, ())
+
+
+def _same_change(before: Tree, after: Tree, other: Tree, what: str) -> None:
+    """Whether two forms of a step agree: to a thousandth of what it changes, and to rounding."""
+    limits: Any = jnp.finfo
+    leaves = zip(*map(jax.tree.leaves, (before, after, other)), strict=True)
+    for spec, (start, a, b) in zip(tree.specs(after), leaves, strict=True):
+        if not jnp.issubdtype(a.dtype, jnp.floating) or not a.size:
+            continue
+        old, written, fast = (np.asarray(array, np.float64) for array in (start, a, b))
+        limit = 1e-3 * np.abs(written - old).max() + 16 * float(limits(a.dtype).eps) * np.abs(written).max()
+        apart = np.abs(written - fast).max()
+        if apart > limit or np.isnan(written).any() != np.isnan(fast).any():
+            raise CompositionError(
+                "SF-COMP-038",
+                f"{what} gives another {spec.path} in the form in which a CPU computes it: {apart:.2g} apart",
+                f"what it gives as it is written, to {limit:.2g}",
+                "report it as a bug of Sumfold, with the model and these examples",
+            )
 
 
 def _same_type(before: Tree, after: Tree, what: str) -> None:

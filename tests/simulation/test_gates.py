@@ -75,9 +75,7 @@ def compiling():
 def test_nothing_is_compiled_from_the_second_round_on(algorithm, runtime):
     process, draw = algorithm().on(RUNTIMES[runtime]), np.random.default_rng(1)
     state = process.initialize()
-    # Exported programs return arrays that are bound to their device: for these the second round compiles once more.
-    for _ in range(2 if RUNTIMES[runtime].deterministic else 1):
-        state, _ = process.next(state, FED, clients=draw.choice(60, 10, replace=False))
+    state, _ = process.next(state, FED, clients=draw.choice(60, 10, replace=False))
     with compiling() as programs:
         for _ in range(6):
             state, _ = process.next(state, FED, clients=draw.choice(60, 10, replace=False))

@@ -1,4 +1,4 @@
-"""Convolutions and max-pooling of a traced step, rewritten into the forms that XLA's CPU backend computes fast.
+"""Convolutions and pooling of a traced step, rewritten into the forms that XLA's CPU backend computes fast.
 
 A round is a loop, and inside loops XLA:CPU leaves two things slow that it mends elsewhere:
 
@@ -31,7 +31,7 @@ from jax.extend import core as jaxprs
 from sumfold.core.client import ClientHalf
 from sumfold.simulation import winograd as minimal
 
-__all__ = ["canonical", "fast"]
+__all__ = ["canonical", "fast", "rewrites"]
 
 Equation: TypeAlias = Any
 
@@ -40,6 +40,8 @@ _CHANNELS, _ROWS = 16, 8
 """Channels and rows from which a convolution is given the padding that it lacks; see benchmarks/convolutions.py."""
 _GROUPS = 32
 """Groups of a convolution up to which they are computed one by one."""
+_PLACES = 64
+"""Places of a window up to which channels that are convolved each by itself become a sum of slices."""
 _WINDOW = 32
 """Places of a pooling window up to which it is taken apart; a larger one stays as it is."""
 
@@ -50,7 +52,7 @@ def canonical(step: Callable[..., Any], winograd: bool = False) -> Callable[...,
     Args:
         step: the function, differentiated already.
         winograd: whether 3×3 convolutions of many channels take the form of `sumfold.simulation.winograd`: about half
-            the time, a second more of compilation per layer, ten times the rounding error.
+            the time, one or two seconds more of compilation per layer, ten times the rounding error.
 
     Example:
         >>> jax.config.update("jax_platforms", "cpu")
@@ -72,9 +74,14 @@ def canonical(step: Callable[..., Any], winograd: bool = False) -> Callable[...,
     return rewritten
 
 
+def rewrites(step: Callable[..., Any], *args: Any) -> bool:
+    """Whether there is anything in the function of these arrays that `canonical` rewrites."""
+    return _found(jax.make_jaxpr(step)(*args).jaxpr)
+
+
 def fast(half: ClientHalf) -> ClientHalf:
     """A client's half with the rewritten step: for a CPU."""
-    return half if half.step is None else half._replace(step=canonical(half.step))
+    return half if half.step is None else half._replace(step=canonical(half.step, winograd=True))
 
 
 def _found(jaxpr: Any) -> bool:
@@ -115,11 +122,11 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], winograd: 
 def _result(equation: Equation, values: list[Any], winograd: bool) -> list[Any]:
     """What one equation gives, rewritten where there is something to rewrite."""
     name, params = equation.primitive.name, equation.params
-    if name == "reduce_window_sum" and _can_be_taken_apart(params):
+    if name == "reduce_window_sum" and _can_be_taken_apart(equation):
         return [_summed(values[0], params)]
-    if name == "reduce_window_max" and _can_be_taken_apart(params):
+    if name == "reduce_window_max" and _can_be_taken_apart(equation):
         return [_pooled(values[0], params)]
-    if name == "select_and_scatter_add" and _can_be_taken_apart(params) and params["select_prim"].name == "ge":
+    if name == "select_and_scatter_add" and _can_be_taken_apart(equation) and params["select_prim"].name == "ge":
         return [_unpooled(values[0], values[1], params)]
     if name in ("jit", "pjit", "custom_jvp_call", "custom_vjp_call"):
         return _inlined(params, values, winograd)
@@ -169,7 +176,10 @@ def _convolved(lhs: Any, rhs: Any, params: dict[str, Any], winograd: bool, mirro
     image = (0, space + 1, *axes)
     params = {**params, "dimension_numbers": lax.ConvDimensionNumbers(image, (space + 1, space, *range(space)), image)}
     lhs, rhs = lax.transpose(lhs, (batch, *places, feature)), lax.transpose(rhs, (*window, into, out))
-    result = _ungrouped(lhs, rhs, params, winograd, mirrored)
+    if 0 in (lhs.size, rhs.size) or min(_results(lhs, rhs, params), default=1) < 1:
+        result = jaxprs.primitives.conv_general_dilated_p.bind(lhs, rhs, **params)  # nothing to compute
+    else:
+        result = _ungrouped(lhs, rhs, params, winograd, mirrored)
     batch, feature, *places = numbers.out_spec
     order = [batch, *places, feature]  # where each axis of the result belongs
     return lax.transpose(result, [order.index(axis) for axis in range(len(order))])
@@ -179,7 +189,8 @@ def _ungrouped(x: Any, w: Any, params: dict[str, Any], winograd: bool, mirrored:
     """Groups one by one: together they are computed by a general loop, ten times slower."""
     of_features, of_batch = params["feature_group_count"], params["batch_group_count"]
     groups = max(of_features, of_batch)
-    if groups > 1 and groups == (x.shape[-1] if of_features > 1 else len(x)):
+    places = math.prod(w.shape[:-2] if of_features > 1 else _results(x, w, params))
+    if groups > 1 and groups == (x.shape[-1] if of_features > 1 else len(x)) and places <= _PLACES:
         return _by_channel(x, w, params)
     if not 1 < groups <= _GROUPS:
         return _dense(x, w, params, winograd, mirrored)
@@ -201,7 +212,7 @@ def _bound(x: Any, w: Any, params: dict[str, Any]) -> Any:
     So there is some where it costs little: a row of zeros more, of the window or beyond the results asked for.
     """
     bind, padding = jaxprs.primitives.conv_general_dilated_p.bind, list(params["padding"])
-    rows = _reached(x, w, params)[1][0]
+    rows = _results(x, w, params)[0]
     wide = w.shape[0] > rows
     padded = any(side for pair in padding for side in pair)
     if padded or min(len(x) if wide else x.shape[-1], w.shape[-1]) < _CHANNELS or max(w.shape[0], rows) < _ROWS:
@@ -213,16 +224,21 @@ def _bound(x: Any, w: Any, params: dict[str, Any]) -> Any:
     return lax.slice_in_dim(result, 0, rows, axis=1)
 
 
-def _reached(x: Any, w: Any, params: dict[str, Any]) -> tuple[Any, list[int]]:
-    """The operand with its padding and the holes in it, and how many results there are along each axis of space."""
-    zero = jnp.zeros((), x.dtype)
-    around = [
-        (low, high, hole - 1) for (low, high), hole in zip(params["padding"], params["lhs_dilation"], strict=True)
+def _results(x: Any, w: Any, params: dict[str, Any]) -> list[int]:
+    """How many results there are along each axis of space."""
+    lengths = [
+        (n - 1) * hole + 1 + low + high
+        for n, hole, (low, high) in zip(x.shape[1:-1], params["lhs_dilation"], params["padding"], strict=True)
     ]
-    x = lax.pad(x, zero, [(0, 0, 0), *around, (0, 0, 0)])
-    spans = [(size - 1) * apart + 1 for size, apart in zip(w.shape, params["rhs_dilation"], strict=False)]
-    strides = params["window_strides"]
-    return x, [max((n - span) // s + 1, 0) for n, span, s in zip(x.shape[1:], spans, strides, strict=False)]
+    spans = [(size - 1) * apart + 1 for size, apart in zip(w.shape[:-2], params["rhs_dilation"], strict=True)]
+    return [(n - span) // s + 1 for n, span, s in zip(lengths, spans, params["window_strides"], strict=True)]
+
+
+def _padded(x: Any, params: dict[str, Any]) -> Any:
+    """The operand with its padding and the holes in it."""
+    around = zip(params["padding"], params["lhs_dilation"], strict=True)
+    space = [(low, high, hole - 1) for (low, high), hole in around]
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *space, (0, 0, 0)])
 
 
 def _product(x: Any, w: Any, params: dict[str, Any]) -> Any | None:
@@ -232,7 +248,7 @@ def _product(x: Any, w: Any, params: dict[str, Any]) -> Any | None:
     window = w.shape[:-2]
     over: tuple[int, ...]
     under: tuple[int, ...]
-    padded, results = _reached(x, w, params)
+    padded, results = _padded(x, params), _results(x, w, params)
     if math.prod(window) == 1:
         stops = [(n - 1) * s + 1 for n, s in zip(results, params["window_strides"], strict=True)]
         taken = lax.slice(padded, [0] * x.ndim, [len(x), *stops, x.shape[-1]], [1, *params["window_strides"], 1])
@@ -257,13 +273,16 @@ def _product(x: Any, w: Any, params: dict[str, Any]) -> Any | None:
 def _by_channel(x: Any, w: Any, params: dict[str, Any]) -> Any:
     """Each channel by itself, as a sum of slices: groups of one channel, and their gradient by the filters."""
     dtype = params["preferred_element_type"] or x.dtype
-    x, results = _reached(x, w, params)
+    # Small floats are summed in float32, as a convolution sums them.
+    wide = jnp.float32 if jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4 else dtype
+    results = _results(x, w, params)
+    x = _padded(x, params)
     window, strides, apart = w.shape[:-2], params["window_strides"], params["rhs_dilation"]
     by_filter = params["batch_group_count"] > 1  # batch and channels have changed places
     if by_filter:
         x = jnp.swapaxes(x, 0, -1)
-    x = jnp.repeat(x, w.shape[-1] // x.shape[-1], axis=-1).astype(dtype)  # as many results of each channel
-    w = w.astype(dtype)
+    x = jnp.repeat(x, w.shape[-1] // x.shape[-1], axis=-1).astype(wide)  # as many results of each channel
+    w, one = w.astype(wide), (1,) * (x.ndim - 1) + (-1,)
     if by_filter:
         w = jnp.moveaxis(w, -2, 0)
         places, counts, outer, inner = results, window, strides, apart
@@ -275,18 +294,20 @@ def _by_channel(x: Any, w: Any, params: dict[str, Any]) -> Any:
         stops = [p + (n - 1) * s + 1 for p, n, s in zip(starts, counts, inner, strict=True)]
         slices[place] = lax.slice(x, [0, *starts, 0], [len(x), *stops, x.shape[-1]], [1, *inner, 1])
     if not by_filter:
-        return functools.reduce(lax.add, (here * w[place] for place, here in slices.items()))
+        total = functools.reduce(lax.add, (here * w[place].reshape(one) for place, here in slices.items()))
+        return total.astype(dtype)
     sums = [(here * w).sum(tuple(range(w.ndim - 1))) for here in slices.values()]
-    return jnp.stack(sums).reshape(1, *results, -1)
+    return jnp.stack(sums).reshape(1, *results, -1).astype(dtype)
 
 
 # -- pooling
 
 
-def _can_be_taken_apart(params: dict[str, Any]) -> bool:
-    """A window of few places, without holes; only sums may have holes between the elements of the operand."""
-    wide = any(d != 1 for d in params.get("window_dilation", ()))
-    return not wide and math.prod(params["window_dimensions"]) <= _WINDOW
+def _can_be_taken_apart(equation: Equation) -> bool:
+    """A window of few places without holes, and something to pool."""
+    wide = any(d != 1 for d in equation.params.get("window_dilation", ()))
+    empty = any(0 in variable.aval.shape for variable in (*equation.invars, *equation.outvars))
+    return not wide and not empty and math.prod(equation.params["window_dimensions"]) <= _WINDOW
 
 
 def _places(operand: Any, params: dict[str, Any], fill: Any) -> Iterator[tuple[tuple[int, ...], Any]]:
@@ -311,6 +332,8 @@ def _lowest(dtype: Any) -> Any:
 
 def _side_by_side(params: dict[str, Any]) -> bool:
     """Whether windows neither overlap nor leave anything between them, and begin at the edge."""
+    if any(hole != 1 for hole in params.get("base_dilation", ())):
+        return False
     padded = any(side for pair in params["padding"] for side in pair)
     return not padded and tuple(params["window_dimensions"]) == tuple(params["window_strides"])
 

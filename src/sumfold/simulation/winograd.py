@@ -18,7 +18,7 @@ once. Rounding errors are some ten times those of the direct sum: about 1e-6 of 
 that is not finite spreads to its whole block.
 
 The constant matrices are applied as sums of slices, one axis at a time; that, not the products, is what memory speed
-limits. Compilation takes about a second longer per layer.
+limits. Compilation takes one or two seconds longer per layer.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ _G = np.array(
 )
 _A_T = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], np.float64)
 
-_CHANNELS = 32
-"""Channels, of the input and of the output, from which it is faster; see benchmarks/convolutions.py."""
-_BLOCKS = 128
+_CHANNELS, _PAIRS = 16, 512
+"""Channels of either side, and pairs of channels, from which it is faster; see benchmarks/convolutions.py."""
+_BLOCKS = 64
 """Blocks, over the whole batch, from which it is faster."""
 _WASTE = 1.6
 """How many times the outputs asked for the blocks may hold."""
@@ -125,7 +125,7 @@ def _plain(x: Any, w: Any, params: dict[str, Any]) -> bool:
 
 
 def _pays(channels: int, outputs: int) -> bool:
-    return min(channels, outputs) >= _CHANNELS
+    return min(channels, outputs) >= _CHANNELS and channels * outputs >= _PAIRS
 
 
 def _enough(batch: int, blocks: tuple[int, int], area: int) -> bool:

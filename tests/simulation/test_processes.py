@@ -1,0 +1,692 @@
+"""Many processes: how they find each other and part, what they compute together, and what happens when one is lost."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import sumfold as sf
+from sumfold.cli.main import app
+from sumfold.simulation.gang import Alone, Gang, gang_of
+from sumfold.simulation.hired import first_cause
+from sumfold.simulation.joined import Joined, _cut, _flat
+from sumfold.simulation.launched import Numbered, launched
+from sumfold.simulation.rollcall import answer, call
+from sumfold.simulation.supervisor import LOST, saved_round, supervise
+
+ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+
+# What every process runs, and this one as well.
+WORK = """
+import jax, jax.numpy as jnp, numpy as np, optax
+import sumfold as sf
+
+draw = np.random.default_rng(0)
+rows = [1, 50, 7, 8, 23, 2, 41, 14, 5, 0, 33]
+fed = sf.Federation.from_clients(
+    {f"c{i}": (draw.normal(size=(n, 3)).astype("f4"), draw.normal(size=n).astype("f4")) for i, n in enumerate(rows)}
+)
+model = sf.models.from_functions(
+    lambda key: {"w": jnp.zeros(3), "b": jnp.zeros(())},
+    lambda p, x: x @ p["w"] + p["b"],
+    lambda outputs, y: (outputs - y) ** 2,
+)
+batching = sf.Batching(size=7, epochs=2)
+scaffold = sf.learning.scaffold(model, optax.sgd(0.05), optax.sgd(1.0), batching=batching)
+cohorts = [list(fed.ids)[:7], list(fed.ids)[3:], list(fed.ids)[::3]]
+
+def median(message, data, key, memory):
+    x, y = data
+    return sf.Report({"m": sf.Contribution(np.median(y).astype("f4"), weight=1.0)}, {}, memory + 1)
+
+medians = sf.Round(
+    "medians",
+    lambda params, key: np.float32(0),
+    (
+        sf.Phase(
+            lambda state, key: state,
+            sf.HostWork(median, memory=lambda message: np.int32(0)),
+            {"m": sf.aggregators.mean()},
+            lambda state, results, measured, key: (results["m"], {}),
+        ),
+    ),
+)
+
+def trained(process):
+    state = process.initialize(seed=3)
+    for cohort in cohorts:
+        state, metrics = process.next(state, fed, clients=cohort)
+    return state
+"""
+
+TOGETHER = """
+import json, sys
+import sumfold as sf
+address, rank, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+runtime = sf.Processes(2, coordinator=address, rank=rank, deadline=60, devices=2, streams=1)
+from work import *
+
+ours = trained(scaffold.on(runtime))
+pinned = trained(scaffold.on(sf.Processes(devices=2, streams=1, deterministic=True)))
+hosted = trained(sf.Process(medians).on(sf.Processes(host=sf.Workers(1))))
+sf.save(f"{folder}/state-{rank}", {"ours": ours, "pinned": pinned, "hosted": hosted})
+
+gang = runtime.gang
+ragged = gang.gathered({"a": np.arange(rank + 1), "b": jnp.float32(rank), "none": np.zeros((0, 2))})
+found = {
+    "devices": len(jax.devices()),
+    "runtime": repr(runtime),
+    "ragged": [[tree["a"].tolist(), float(tree["b"])] for tree in ragged],
+    "told": gang.told(b"news" if rank == 0 else b"").decode(),
+}
+print(json.dumps(found))
+"""
+
+# A script without a main guard, which starts its own processes; it comes from standard input.
+SCRIPT = """
+import os, signal, sys
+sys.path.insert(0, os.getcwd())
+from work import *
+
+runtime = sf.Processes(2, deterministic=True)
+process = scaffold.on(runtime)
+state = trained(process)
+members = process._run.hired.members
+after, _ = process.next(state, fed)
+os.kill(members[1].process.pid, signal.SIGKILL)
+again, _ = process.next(state, fed)
+same = [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(again), strict=True)]
+assert len(again.clients) == 11 and all(same)
+sf.save("state", state)
+
+def refused(process):
+    try:
+        process.next(process.initialize(), fed)
+    except Exception as error:
+        print(type(error).__name__, error, *getattr(error, "__notes__", ()))
+
+class Other:  # comes out as something else
+    rate = 0.5
+    def __reduce__(self):
+        return (Other.other, ())
+    def other():
+        one = Other()
+        one.rate = 0.25
+        return one
+
+def of(predict):
+    loss = lambda outputs, y: (outputs - y) ** 2
+    return sf.learning.fed_avg(sf.models.from_functions(lambda key: jnp.zeros(3), predict, loss), optax.sgd(0.1))
+
+other, lock = Other(), __import__("threading").Lock()
+refused(of(lambda w, x: x @ w * (lock is not None)).on(runtime))
+refused(of(lambda w, x: x @ w * other.rate).on(runtime))
+"""
+
+# A job of the command line; in the evaluation after one round it may kill its own process, once.
+JOB = """
+import os, pathlib, signal
+import jax.numpy as jnp, numpy as np, optax, sumfold as sf
+
+def build(mark=None, victim=1):
+    model = sf.models.from_functions(lambda key: jnp.zeros(3), lambda w, x: x @ w, lambda o, y: (o - y) ** 2)
+    draw = np.random.default_rng(0)
+    clients = {i: (draw.normal(size=(9 + i, 3)), draw.normal(size=9 + i)) for i in range(8)}
+
+    def test(weights):
+        test.calls += 1
+        if mark and test.calls == 3 and int(os.environ["SUMFOLD_RANK"]) == victim and not os.path.exists(mark):
+            pathlib.Path(mark).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"first": float(weights[0])}
+
+    test.calls = 0
+    return sf.learning.fed_avg(model, optax.sgd(0.1)), clients, test
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+# -- together
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict:
+    """What one process computes."""
+    names: dict = {}
+    exec(compile(WORK, "work.py", "exec"), names)
+    trained, scaffold = names["trained"], names["scaffold"]
+    return {
+        "ours": trained(scaffold),
+        "pinned": trained(scaffold.on(sf.Simulation(deterministic=True))),
+        "hosted": trained(sf.Process(names["medians"])),
+    }
+
+
+def test_two_processes_of_two_devices_compute_what_one_does(tmp_path, alone) -> None:
+    (tmp_path / "work.py").write_text(WORK, "utf-8")
+    (tmp_path / "together.py").write_text(TOGETHER, "utf-8")
+    address = f"127.0.0.1:{free_port()}"
+    options = {"env": ENVIRONMENT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [
+        subprocess.Popen([sys.executable, tmp_path / "together.py", address, str(rank), tmp_path], **options)
+        for rank in range(2)
+    ]
+    said = [one.communicate(timeout=120) for one in both]
+    assert [one.returncode for one in both] == [0, 0], "\n".join(errors for _, errors in said)
+    assert said[0][0] == said[1][0], "standard output holds the program's own words alone"
+    assert json.loads(said[0][0]) == {
+        "devices": 4,
+        "runtime": "Processes(2)",
+        "ragged": [[[0], 0.0], [[0, 1], 1.0]],
+        "told": "news",
+    }
+    assert (tmp_path / "state-0").read_bytes() == (tmp_path / "state-1").read_bytes()
+    found = sf.load(tmp_path / "state-0")
+    for name, state in alone.items():
+        assert sorted(found[name].clients) == sorted(state.clients), name
+        tolerance = {"rtol": 0, "atol": 2e-6 if name == "ours" else 0}
+        for a, b in zip(jax.tree.leaves(found[name]), jax.tree.leaves(state), strict=True):
+            np.testing.assert_allclose(a, b, **tolerance, err_msg=name)
+    assert len(found["ours"].clients) == 11
+
+
+def test_a_script_starts_processes_of_its_own(tmp_path, alone) -> None:
+    (tmp_path / "work.py").write_text(WORK, "utf-8")
+    ended = subprocess.run(
+        [sys.executable, "-"], input=SCRIPT, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 0, ended.stderr
+    found = sf.load(tmp_path / "state")
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(alone["pinned"]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert "process 1 was killed by SIGKILL (out of memory?); the round is computed again" in ended.stderr
+    assert "the algorithm cannot be sent to other processes: it computes something else there" in ended.stdout
+    assert "cannot pickle '_thread.lock' object" in ended.stdout
+    assert ended.stdout.count("SF-PROC-006") == 2
+
+
+def test_the_first_cause_of_several_failures() -> None:
+    told, own = sf.ProcessError("SF-PROC-022", "process 1 failed", "", ""), LookupError("no such column")
+    found = first_cause([(0, told, "…"), (1, own, "line 7")])
+    assert found is own
+    assert own.__notes__ == ["in process 1:\nline 7"]
+    unsent = first_cause([(0, told, "…"), (1, None, "line 8")])
+    assert "process 1 failed:\nline 8; needed" in str(unsent)
+    assert unsent.code == "SF-PROC-023"
+
+
+def simulate(*words: object, folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "sumfold", "simulate", "job.py", "--json", "--rounds", "4", *map(str, words)]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env={**ENVIRONMENT, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_a_killed_process_changes_no_byte(tmp_path) -> None:
+    (tmp_path / "job.py").write_text(JOB, "utf-8")
+    calm = simulate("--processes", 2, "--out", "calm", folder=tmp_path)
+    assert calm.returncode == 0, calm.stderr
+    assert json.loads(calm.stdout)["rounds"] == 4
+    words = ("--processes", 2, "--checkpoint", "kept", "--out", "rough", "--set", "mark=killed")
+    rough = simulate(*words, folder=tmp_path)
+    assert rough.returncode == 0, rough.stderr
+    assert "process 1 was killed by SIGKILL" in rough.stderr
+    assert "starting again with 2 processes after round 3" in rough.stderr
+    assert json.loads(rough.stdout)["rounds"] == 4
+    for name in ("weights.safetensors", "history.json"):
+        assert (tmp_path / "calm" / name).read_bytes() == (tmp_path / "rough" / name).read_bytes(), name
+    entries = [json.loads(line)["round"] for line in (tmp_path / "kept/history.jsonl").read_text().splitlines()]
+    assert entries == [0, 1, 2, 3]
+
+
+def test_a_process_that_fails_ends_all_and_is_heard(tmp_path) -> None:
+    (tmp_path / "job.py").write_text(JOB.replace("os.kill(", "raise ValueError('a hole') or os.kill("), "utf-8")
+    failed = simulate("--processes", 2, "--set", "mark=hole", folder=tmp_path)
+    assert failed.returncode == 1
+    assert "job.py failed: ValueError: a hole" in failed.stderr
+    assert "process 1" in json.loads(failed.stdout)["error"]["message"]
+
+
+def test_processes_end_with_the_program_that_started_them(tmp_path) -> None:
+    child = "from sumfold.simulation.supervisor import watch_parent as w; import time; w(); print('up', flush=True); "
+    parent = (
+        "import sys, time; from sumfold.simulation.supervisor import Child; "
+        f"one = Child([sys.executable, '-c', {child + 'time.sleep(100)'!r}], {{}}, shown=True, keep=False); "
+        "print(one.process.pid, flush=True); time.sleep(100)"
+    )
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as supervisor:
+        lines = sorted([supervisor.stdout.readline(), supervisor.stdout.readline()])
+        assert lines[1] == "up\n"
+        supervisor.kill()
+        number, until = int(lines[0]), time.monotonic() + 10
+        while Path(f"/proc/{number}/cmdline").exists() and Path(f"/proc/{number}/cmdline").read_bytes():
+            assert time.monotonic() < until, "it outlived its parent"
+            time.sleep(0.05)
+
+
+# -- meeting
+
+
+def gangs(work, size=2, deadline=5.0, hellos=None):
+    """What `work(gang)` gives in each of so many members, which are threads here; an error is its text."""
+    address, found = f"127.0.0.1:{free_port()}", [None] * size
+
+    def member(rank):
+        hello = {"cores": 2 + rank, **(hellos[rank] if hellos else {})}
+        try:
+            if rank == 0:
+                roll, everybody = call(address, size, hello, deadline)
+            else:
+                roll, everybody = answer(address, rank, size, hello, deadline)
+            try:
+                found[rank] = work(Joined(roll, everybody))
+            finally:
+                roll.close()
+        except sf.ProcessError as error:
+            found[rank] = str(error)
+
+    threads = [threading.Thread(target=member, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    return found
+
+
+def test_a_gang_is_one_and_counts_its_scarcest_cores() -> None:
+    found = gangs(lambda gang: (gang.rank, gang.size, gang.cores, isinstance(gang, Gang)), size=3)
+    assert found == [(0, 3, 2, True), (1, 3, 2, True), (2, 3, 2, True)]
+
+
+def test_a_disagreement_shows_both_values_everywhere() -> None:
+    found = gangs(lambda gang: gang.agreed({"the seed": str(7 + gang.rank), "the data": "same"}, now=True))
+    assert found[0] == found[1]
+    assert "disagree on the seed: process 0 has 7, process 1 has 8" in found[0]
+    assert "SF-PROC-020" in found[0]
+
+
+def test_facts_travel_with_the_next_exchange() -> None:
+    def work(gang):
+        gang.agreed({"the cohort": f"cohort {gang.rank}"}, now=False)
+        gang.gathered({"a": np.zeros(2)})
+
+    assert "the cohort: process 0 has cohort 0, process 1 has cohort 1" in gangs(work)[1]
+
+
+def test_programs_that_went_apart_are_told() -> None:
+    found = gangs(lambda gang: gang.told(b"") if gang.rank else gang.agreed({}, now=True))
+    assert "process 0 has to begin a round, process 1 has to hear the first process" in found[0]
+
+
+def test_whoever_fails_is_heard_by_those_that_wait() -> None:
+    def work(gang):
+        if gang.rank == 1:
+            gang.fail("ValueError: no such column")
+            return "failed"
+        return gang.told(b"")
+
+    began = time.monotonic()
+    found = gangs(work, size=3, deadline=30.0)
+    assert time.monotonic() - began < 5
+    for rank in (0, 2):
+        assert "process 1 failed: ValueError: no such column" in found[rank]
+        assert "SF-PROC-022" in found[rank]
+
+
+def test_whoever_is_killed_is_missed_at_once() -> None:
+    found = gangs(lambda gang: gang.roll.close() if gang.rank else gang.told(b""), deadline=30.0)
+    assert "process 1 is gone: it was killed" in found[0]
+
+
+def test_whoever_stays_away_is_named_after_the_deadline() -> None:
+    def work(gang):
+        if gang.rank == 2:
+            time.sleep(1.5)
+            return "late"
+        return gang.told(b"")
+
+    found = gangs(work, size=3, deadline=0.5)
+    assert "process 2 did not arrive within 0.5 s" in found[0]
+    assert "SF-PROC-021" in found[1]
+
+
+def test_all_learn_at_the_same_meeting_that_one_is_to_stop() -> None:
+    def work(gang):
+        seen = []
+        for number in range(3):
+            if gang.rank == 1 and number == 1:
+                gang.ask_to_stop()
+            gang.told(b"")
+            seen.append(gang.stopping)
+        gang.ask_to_stop(False)
+        return seen, gang.stopping
+
+    assert gangs(work) == [([False, True, True], False)] * 2
+
+
+def test_an_address_that_nobody_answers(monkeypatch) -> None:
+    began = time.monotonic()
+    with pytest.raises(sf.ProcessError, match=r"nobody answered process 1 at the coordinator 127\.0\.0\.1") as info:
+        sf.Processes(2, coordinator=f"127.0.0.1:{free_port()}", rank=1, deadline=0.3)
+    assert info.value.code == "SF-PROC-010"
+    assert time.monotonic() - began < 5
+    with pytest.raises(sf.ProcessError, match=r"process 1 of 2 did not come to .* within 0\.3 s") as info:
+        sf.Processes(2, coordinator=f"127.0.0.1:{free_port()}", rank=0, deadline=0.3)
+    assert info.value.code == "SF-PROC-011"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(sf.ProcessError, match=f"the coordinator {address}: .*in use") as info:
+            sf.Processes(2, coordinator=address, rank=0, deadline=0.3)
+    assert info.value.code == "SF-PROC-012"
+
+
+def test_two_of_one_rank_and_strangers_at_the_door() -> None:
+    address, said = f"127.0.0.1:{free_port()}", []
+
+    def late(rank, size):
+        try:
+            answer(address, rank, size, {}, 5.0)
+        except sf.ProcessError as error:
+            said.append(error)
+
+    threads = [threading.Thread(target=late, args=(1, 3)) for _ in range(2)]
+    stranger = threading.Thread(target=lambda: _knock(address))
+    for thread in (stranger, *threads):
+        thread.start()
+    with pytest.raises(sf.ProcessError, match="two processes say that they are process 1") as info:
+        call(address, 3, {}, 5.0)
+    for thread in threads:
+        thread.join(timeout=10)
+    assert [info.value.code, *(error.code for error in said)] == ["SF-PROC-013"] * 3
+
+
+def _knock(address: str) -> None:
+    for _ in range(100):
+        try:
+            with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=1) as line:
+                line.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                return
+        except OSError:
+            time.sleep(0.02)
+
+
+def test_versions_that_differ_are_refused_before_anything_else(monkeypatch) -> None:
+    from sumfold.simulation import joined as module
+    from sumfold.simulation.launched import Membership
+
+    address, said = f"127.0.0.1:{free_port()}", []
+
+    def other():
+        roll, hellos = answer(address, 1, 2, {"cores": 1, "sumfold": "0.0.9", "jax": "0.1"}, 5.0)
+        said.append(hellos)
+        roll.close()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with pytest.raises(sf.ProcessError, match=r"disagree on the version of sumfold: process 0 has .*has 0\.0\.9"):
+        module.join(Membership(address, 0, 2), 5.0)
+    thread.join(timeout=10)
+    assert said
+
+
+def test_arrays_travel_as_bytes_of_their_own_dtype() -> None:
+    import jax.numpy as jnp
+
+    arrays = [np.arange(6, dtype=np.int8).reshape(2, 3), np.zeros((0, 4)), np.asarray(jnp.bfloat16(1.5)), np.True_]
+    arrays = [np.asarray(array) for array in arrays]
+    again = _cut(_flat(arrays), [[array.dtype.name, list(array.shape)] for array in arrays])
+    for a, b in zip(arrays, again, strict=True):
+        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+
+
+# -- who this process is
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"SLURM_JOB_ID": "5", "SLURM_NTASKS": "4"}, None),  # the batch script, not one of its tasks
+        (
+            {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "0"}
+            | {"SLURM_STEP_NODELIST": "gpu[07,09-11],cpu1"},
+            Numbered(2, 4, 0, "gpu07:61445"),
+        ),
+        (
+            {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"},
+            Numbered(1, 2, 1, None),
+        ),
+        ({"PMI_RANK": "0", "PMI_SIZE": "3"}, Numbered(0, 3, None, None)),
+        (
+            {"SUMFOLD_RANK": "1", "SUMFOLD_PROCESSES": "2", "SUMFOLD_COORDINATOR": "h:1", "PMI_RANK": "0"},
+            Numbered(1, 2, None, "h:1"),
+        ),
+    ],
+    ids=["nobody", "batch script", "slurm", "open mpi", "mpich", "sumfold"],
+)
+def test_launchers_number_their_processes(environment, expected) -> None:
+    assert launched(environment) == expected
+
+
+def test_mpi_on_one_machine_agrees_on_an_address() -> None:
+    given = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "PMIX_NAMESPACE": "prterun-7@1"}
+    found = [launched({**given, "OMPI_COMM_WORLD_RANK": str(rank)}) for rank in range(2)]
+    assert found[0].coordinator == found[1].coordinator
+    assert found[0].coordinator.startswith("127.0.0.1:6")
+
+
+def test_alone() -> None:
+    runtime = sf.Processes(1)
+    assert isinstance(runtime.gang, Alone)
+    assert gang_of(sf.Simulation()).size == 1
+    assert gang_of(runtime).gathered({"a": 1}) == [{"a": 1}]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        ({"processes": 0}, "SF-PROC-001", "processes as a whole number of at least 1"),
+        ({"processes": 2, "rank": 2}, "SF-PROC-001", "a whole number from 0, less than processes"),
+        ({"coordinator": "node1"}, "SF-PROC-001", "'host:port'"),
+        ({"deadline": 0}, "SF-PROC-001", "a number of seconds above 0"),
+        ({"rank": 1}, "SF-PROC-001", "processes and coordinator too"),
+        ({"devices": 99, "processes": 1, "lanes": "x"}, "SF-SIM-001", "lanes"),
+        ({}, "SF-PROC-003", "write sf.Processes(2), or start it as: sumfold simulate job.py --processes 2"),
+    ],
+    ids=["processes", "rank", "coordinator", "deadline", "rank alone", "lanes", "no launcher"],
+)
+def test_options_that_cannot_be(options, code, said) -> None:
+    with pytest.raises(sf.CompositionError) as info:
+        sf.Processes(**options)
+    assert info.value.code == code
+    assert said in str(info.value)
+
+
+def test_jax_must_not_have_been_used_before() -> None:
+    address, said = f"127.0.0.1:{free_port()}", []
+    hello = {"cores": 1, "sumfold": version("sumfold"), "jax": jax.__version__}
+    jax.devices()
+
+    def other():
+        roll, _ = answer(address, 1, 2, hello, 10.0)
+        with pytest.raises(sf.ProcessError) as info:
+            roll.meet({"kind": "facts"})
+        roll.close()
+        said.append(str(info.value))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with pytest.raises(sf.ProcessError, match=r"sf\.Processes\(\) as the first thing") as info:
+        sf.Processes(2, coordinator=address, rank=0, deadline=10)
+    thread.join(timeout=20)
+    assert info.value.code == "SF-PROC-002"
+    assert "process 0 failed: ProcessError: JAX was used before" in said[0]
+
+
+def test_another_number_than_the_launcher_started(monkeypatch) -> None:
+    monkeypatch.setenv("SUMFOLD_RANK", "0")
+    monkeypatch.setenv("SUMFOLD_PROCESSES", "3")
+    with pytest.raises(sf.CompositionError, match=r"Processes\(2\) among 3 processes") as info:
+        sf.Processes(2)
+    assert info.value.code == "SF-PROC-005"
+    with pytest.raises(sf.CompositionError, match="nothing that says where process 0 is") as info:
+        sf.Processes(3)
+    assert info.value.code == "SF-PROC-004"
+
+
+# -- starting and restarting
+
+
+class Given:
+    """A process that ended as it was told to."""
+
+    def __init__(self, code, words="") -> None:
+        self.code, self.said = code, words
+
+    def poll(self):
+        return self.code
+
+    def interrupt(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+    def words(self):
+        return self.said
+
+    def output(self):
+        return "written"
+
+
+class Script:
+    """Gangs that end as they were told to, one after the other."""
+
+    def __init__(self, *gangs) -> None:
+        self.gangs, self.sizes = list(gangs), []
+
+    def start(self, command, size):
+        self.sizes.append(size)
+        if self.gangs[0] is OSError:
+            raise self.gangs.pop(0)("no room")
+        return [one if isinstance(one, Given) else Given(one) for one in self.gangs.pop(0)]
+
+
+def supervised(starter, size=2, restarts=3, saved=lambda: 0):
+    said = []
+    return supervise(starter, ["x"], size, restarts, saved, said.append), said
+
+
+def test_the_job_s_own_failure_is_not_repeated() -> None:
+    starter = Script([LOST, Given(1, "its traceback")])
+    (code, _), said = supervised(starter)
+    assert (code, starter.sizes) == (1, [2])
+    assert "its traceback" in said[0]
+    assert supervised(Script([2, 2]))[0][0] == 2
+
+
+def test_a_lost_process_is_named_and_all_start_again() -> None:
+    starter = Script([-signal.SIGABRT, -signal.SIGKILL], [0, 0])
+    (code, output), said = supervised(starter)
+    assert (code, output, starter.sizes) == (0, "written", [2, 2])
+    assert said == ["process 1 was killed by SIGKILL (out of memory?); starting again with 2 processes after round 0"]
+
+
+def test_without_progress_there_is_one_process_less_each_time() -> None:
+    starter = Script(*[[-9, LOST, LOST]] * 4, [0, 0])
+    assert supervised(starter, size=3, restarts=5)[0][0] == 0
+    assert starter.sizes == [3, 3, 2, 1, 1]
+    rounds = iter(range(100))
+    starter = Script(*[[-9, LOST, LOST]] * 4, [0, 0])
+    assert supervised(starter, size=3, restarts=5, saved=lambda: next(rounds))[0][0] == 0
+    assert starter.sizes == [3] * 5
+
+
+def test_processes_that_cannot_be_started_again_are_done_without() -> None:
+    starter = Script([-9, LOST, LOST], OSError, [0, 0])
+    assert supervised(starter, size=3)[0][0] == 0
+    assert starter.sizes == [3, 3, 2]
+    with pytest.raises(OSError, match="no room"):
+        supervised(Script(OSError))
+
+
+def test_restarts_end() -> None:
+    with pytest.raises(sf.ProcessError, match=r"SIGKILL.*after 1 restarts.*--checkpoint DIR") as info:
+        supervised(Script([-9, LOST], [-9, LOST]), restarts=1)
+    assert info.value.code == "SF-PROC-030"
+
+
+def test_the_newest_round_of_a_folder(tmp_path) -> None:
+    assert saved_round(None) == saved_round(tmp_path) == 0
+    (tmp_path / "round-00000011.safetensors").touch()
+    (tmp_path / "round-00000012.safetensors").touch()
+    assert saved_round(tmp_path) == 12
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "exit_code", "said"),
+    [
+        (("--launcher", "slurm"), "SF-CLI-032", 2, "no program 'srun' on this machine"),
+        (("--launcher", "ray"), "SF-EXTRA-001", 1, "the extra 'ray' brings"),
+        (("--launcher", "pbs"), "SF-CLI-031", 2, "one of local, slurm, mpi, ray"),
+        (("--restarts", "1"), "SF-CLI-033", 2, "add --checkpoint DIR"),
+        (("--rank", "1", "--coordinator", "127.0.0.1:1", "--deadline", "0.1"), "SF-PROC-010", 4, "nobody answered"),
+    ],
+    ids=["no srun", "no ray", "no such launcher", "restarts", "nobody answers"],
+)
+def test_the_command_line_says_what_is_wrong(words, code, exit_code, said, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "ray", None)
+    (tmp_path / "job.py").write_text(JOB, "utf-8")
+    words = ["simulate", str(tmp_path / "job.py"), "--processes", "2", *words]
+    result = CliRunner().invoke(app, words, prog_name="sumfold")
+    assert result.exit_code == exit_code
+    assert f"[{code}]" in result.stderr
+    assert said in result.stderr
+
+
+def test_at_most_one_process_for_each_gpu(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.delenv("JAX_PLATFORMS")
+    (tmp_path / "job.py").write_text(JOB, "utf-8")
+    result = CliRunner().invoke(app, ["simulate", str(tmp_path / "job.py"), "--processes", "2"], prog_name="sumfold")
+    assert result.exit_code == 2
+    assert "--processes 2 on a machine with 1 GPU; needed: at most one process for each GPU" in result.stderr
+
+
+def test_a_job_for_another_runtime_is_refused() -> None:
+    from sumfold.cli.many import distributed
+
+    process = sf.learning.kmeans(clusters=2, features=1)
+    with pytest.raises(sf.CompositionError, match=r"leave \.on\(…\) out of build") as info:
+        distributed(process.on(sf.Loopback()), 1.0)
+    assert info.value.code == "SF-CLI-035"
+    assert isinstance(distributed(process.on(sf.Processes(1)), 1.0).runtime, sf.Processes)
+
+
+def test_a_program_that_holds_the_gpu_cannot_start_processes(monkeypatch) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    process = sf.learning.kmeans(clusters=2, features=1).on(sf.Processes(2))
+    with pytest.raises(sf.CompositionError, match=r"Processes\(2\) in a program that itself holds the gpu") as info:
+        process.next(process.initialize(), [np.zeros((2, 1))])
+    assert info.value.code == "SF-PROC-007"
