@@ -35,6 +35,7 @@ _NAMES = {
     "History": "learning.history",
     "Loopback": "server.loopback",
     "Process": "learning.process",
+    "Processes": "simulation.processes",
     "Ray": "simulation.ray",
     "Simulation": "simulation.engine",
     "Workers": "simulation.workers",
@@ -82,6 +83,7 @@ _NAMES = {
     "DataError": "errors",
     "MissingExtraError": "errors",
     "PlacementError": "errors",
+    "ProcessError": "errors",
     "StateError": "errors",
     "SumfoldError": "errors",
     "TypeMismatchError": "errors",
@@ -143,6 +145,7 @@ if TYPE_CHECKING:
     from sumfold.errors import DataError as DataError
     from sumfold.errors import MissingExtraError as MissingExtraError
     from sumfold.errors import PlacementError as PlacementError
+    from sumfold.errors import ProcessError as ProcessError
     from sumfold.errors import StateError as StateError
     from sumfold.errors import SumfoldError as SumfoldError
     from sumfold.errors import TypeMismatchError as TypeMismatchError
@@ -194,6 +197,7 @@ if TYPE_CHECKING:
     from sumfold.models import metrics as metrics
     from sumfold.server.loopback import Loopback as Loopback
     from sumfold.simulation.engine import Simulation as Simulation
+    from sumfold.simulation.processes import Processes as Processes
     from sumfold.simulation.ray import Ray as Ray
     from sumfold.simulation.workers import Workers as Workers
 

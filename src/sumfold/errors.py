@@ -9,6 +9,7 @@
     ├── CheckpointError   (RuntimeError)  a checkpoint that is damaged, foreign or cannot be written
     ├── WireError         (ValueError)    bytes from a peer that break the protocol's rules
     ├── WorkError         (RuntimeError)  client work in Python that failed at every client, or gave something unusable
+    ├── ProcessError      (RuntimeError)  processes of one run that disagree, do not answer, or are gone
     └── MissingExtraError (ImportError)   an optional dependency is not installed
 
 Each carries a stable ``code`` (``SF-DATA-003``), listed with cause and remedy in `CATALOG` and in the
@@ -33,6 +34,7 @@ __all__ = [
     "DataError",
     "MissingExtraError",
     "PlacementError",
+    "ProcessError",
     "StateError",
     "SumfoldError",
     "TypeMismatchError",
@@ -147,6 +149,15 @@ class WorkError(SumfoldError, RuntimeError):
 
     Example:
         >>> issubclass(WorkError, RuntimeError)
+        True
+    """
+
+
+class ProcessError(SumfoldError, RuntimeError):
+    """Processes of one run disagree, do not answer, or are gone.
+
+    Example:
+        >>> issubclass(ProcessError, RuntimeError)
         True
     """
 

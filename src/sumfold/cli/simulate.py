@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import inspect
 import sys
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from sumfold.cli.many import Many, distributed, failed, member, start, taking_part
 from sumfold.cli.verb import DONE, FAILED, INTERRUPTED, Json, Outcome, complain, verb, writable
 from sumfold.errors import CompositionError, MissingExtraError, SumfoldError
 
@@ -49,6 +51,21 @@ def simulate(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for history.json, curve.png and weights.safetensors.")
     ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Share the work among so many processes; see also --launcher.")
+    ] = None,
+    launcher: Annotated[
+        str, typer.Option(metavar="NAME", help="Who starts the processes: local, slurm, mpi or ray.")
+    ] = "local",
+    restarts: Annotated[
+        int | None,
+        typer.Option(min=0, help="How often to start again when a process is lost; 3 with --checkpoint, else 0."),
+    ] = None,
+    coordinator: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where process 0 is, if no launcher says it.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(min=0, help="Which process this is, if no launcher says it.")] = None,
+    deadline: Annotated[float, typer.Option(help="Seconds that processes wait for each other.")] = 600.0,
     as_json: Json = False,
 ) -> Outcome:
     """Train what the function build of a file returns: (process, train) or (process, train, test).
@@ -61,18 +78,27 @@ def simulate(
     values = _values(settings or ())
     if out is not None:
         writable(out)
+    many = Many(processes, launcher, restarts, coordinator, rank, deadline)
+    if not member(many) and (launcher != "local" or (processes or 1) > 1):
+        return start(many, checkpoint, as_json)
     began = time.perf_counter()
-    try:
-        build = _function(path, name)
-        _check_settings(build, values)
-        made = _job(build(**values), name)
-        history = _train(made, rounds, clients_per_round, seed, checkpoint, progress=not as_json)
-    except SumfoldError as error:
-        if line := _line(error.__traceback__, path):
-            error.add_note(f"{path.name}, line {line}")
-        raise
-    except (Exception, SystemExit) as error:
-        return _crashed(error, path)
+    with taking_part(many) if member(many) else contextlib.nullcontext(0) as number:
+        try:
+            build = _function(path, name)
+            _check_settings(build, values)
+            made = _job(build(**values), name)
+            if member(many):
+                made = made._replace(process=distributed(made.process, deadline))
+            history = _train(made, rounds, clients_per_round, seed, checkpoint, progress=not as_json and not number)
+        except SumfoldError as error:
+            if line := _line(error.__traceback__, path):
+                error.add_note(f"{path.name}, line {line}")
+            raise
+        except (Exception, SystemExit) as error:
+            failed(error)
+            return _crashed(error, path)
+    if number:
+        return Outcome({}, INTERRUPTED if history.stopped == "interrupted" else DONE)
     files = _write(made.process, history, out) if out is not None else []
     _show(history, files, checkpoint)
     document = _document(history) | {"files": files, "seconds": round(time.perf_counter() - began, 3)}

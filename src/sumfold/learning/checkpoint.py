@@ -47,7 +47,7 @@ from sumfold.learning.history import decoded, encoded, flat
 from sumfold.learning.process import Process
 from sumfold.tree import Tree
 
-__all__ = ["Log", "Saved", "folder", "identity", "program", "resume", "save"]
+__all__ = ["Log", "Saved", "folder", "identity", "packed", "program", "resume", "save", "unpacked"]
 
 HISTORY = "history.jsonl"
 _FORMAT = "1"
@@ -100,12 +100,14 @@ class Saved(NamedTuple):
         entries: one a round: ``{"round": …, "metrics": …, "evaluation": … or None}``.
         log: the length and digest of the history.
         stopped_before: how many rounds were asked for when a callback stopped the run; 0 if none did.
+        engine: what the runtime chose (kernel, lanes, streams), which fixes the order of sums; empty for nothing.
     """
 
     state: State
     entries: list[dict[str, Any]]
     log: Log
     stopped_before: int
+    engine: dict[str, Any]
 
 
 @contextlib.contextmanager
@@ -174,6 +176,7 @@ def save(
     entries: Iterable[Mapping[str, Any]],
     identity: Mapping[str, str],
     stopped_before: int = 0,
+    engine: Mapping[str, Any] | None = None,
 ) -> Log:
     """Append to the history, then write the state; keep this state and the one before.
 
@@ -183,7 +186,7 @@ def save(
         state: after the last of the rounds.
         entries: the rounds since `log`.
         identity: from `identity`.
-        stopped_before: as in `Saved`.
+        stopped_before, engine: as in `Saved`.
 
     Raises:
         CheckpointError: when something cannot be written; what was saved before is untouched.
@@ -196,7 +199,7 @@ def save(
         "identity": json.dumps(identity, sort_keys=True),
         "history": json.dumps(log),
         "stopped_before": str(stopped_before),
-        "engine": "{}",
+        "engine": json.dumps(dict(engine or {})),
     }
     number = int(state.round)
     files.write(here / f"round-{number:08d}.safetensors", files.pack(state, notes))
@@ -294,6 +297,28 @@ def resume(here: Path, identity: Mapping[str, str], warn: Callable[[str], None])
     return None
 
 
+def packed(saved: Saved | None) -> bytes:
+    """What was read back, as bytes for another process; empty for nothing."""
+    if saved is None:
+        return b""
+    lines = b"".join(map(_line, saved.entries)).decode()
+    notes = {"history": lines, "log": json.dumps(saved.log), "stopped_before": str(saved.stopped_before)}
+    notes["engine"] = json.dumps(saved.engine)
+    return files.pack(saved.state, notes)
+
+
+def unpacked(data: bytes) -> Saved | None:
+    """The reverse of `packed`."""
+    if not data:
+        return None
+    where = "what process 0 sent"
+    notes, state = files.notes(data, where), files.unpack(data, where)
+    entries = [decoded(json.loads(line)) for line in notes["history"].splitlines()]
+    return Saved(
+        state, entries, Log(*json.loads(notes["log"])), int(notes["stopped_before"]), json.loads(notes["engine"])
+    )
+
+
 def _read(file: Path) -> tuple[Saved, dict[str, str]]:
     try:
         data = file.read_bytes()
@@ -310,7 +335,8 @@ def _read(file: Path) -> tuple[Saved, dict[str, str]]:
     state = files.unpack(data, str(file))
     if not isinstance(state, State):
         raise _unusable(f"{file} holds no state")
-    saved = Saved(state, [decoded(json.loads(line)) for line in lines], log, int(notes["stopped_before"]))
+    stopped_before, engine = int(notes["stopped_before"]), json.loads(notes["engine"])
+    saved = Saved(state, [decoded(json.loads(line)) for line in lines], log, stopped_before, engine)
     return saved, json.loads(notes["identity"])
 
 

@@ -305,6 +305,16 @@ class Process:
         """The shapes and dtypes of every state of this algorithm, and its fingerprint."""
         return _shapes(begin(self.round, self._params(0), 0))
 
+    @property
+    def _engine(self) -> dict[str, Any]:
+        """What the runtime chose and a run that is resumed needs; empty for a runtime that chooses nothing."""
+        return dict(getattr(self._run, "chosen", dict)())
+
+    def _go_on(self, engine: dict[str, Any]) -> list[str]:
+        """Choose again what was chosen, and say where this machine is another."""
+        adopt = getattr(self._run, "adopt", None)
+        return list(adopt(engine)) if adopt and engine else []
+
     @functools.cached_property
     def _run(self) -> Callable[[State, Cohort], Outcome]:
         return self.runtime.bind(self.round)

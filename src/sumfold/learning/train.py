@@ -37,10 +37,12 @@ from sumfold.learning.evaluate_clients import mean_over_clients, unlabelled
 from sumfold.learning.history import History, entries, headline, measured, plain, scalars
 from sumfold.learning.ifca import Clustered
 from sumfold.learning.process import Process
+from sumfold.learning.profile import Watch
 from sumfold.learning.progress import shown
 from sumfold.learning.sampling import Policy, cohort, described, uniform
 from sumfold.models.host import HostModel
 from sumfold.models.model import Model, describe, unpack
+from sumfold.simulation.gang import Gang, gang_of
 
 __all__ = ["check_counts", "evaluation", "train"]
 
@@ -123,35 +125,44 @@ def train(
     measure = evaluation(process, evaluate, evaluate_clients)
     begin = process.initialize(seed) if state is None else recognise(process.round, process._template, state)
     chosen = cohorts if clients_per_round is None else uniform(clients_per_round)
+    gang = gang_of(process.runtime)  # of many processes all train, and the first writes, shows and calls back
 
     with contextlib.ExitStack() as stack:
-        history, keep, damaged = stack.enter_context(_disk(checkpoint, process, federation, begin, rounds, chosen))
+        history, keep, damaged = stack.enter_context(
+            _disk(checkpoint, process, federation, begin, rounds, chosen, gang)
+        )
+        words = begin.seed
+        del begin  # of large models every state in memory counts: here the last one alone is held
         before = int(history.state.round)
         last = before if history.stopped else max(rounds, before)
-        display = stack.enter_context(shown(last, before, progress))
+        display = stack.enter_context(shown(last, before, progress and not gang.rank))
         for text in damaged:
             _warn(text, display.say)
         if history.metrics:
             display.say(f"{checkpoint} has {'all' if before == last else 'the first'} {before} rounds")
-        interrupted = stack.enter_context(_interruptible(display.say))
+        interrupted = stack.enter_context(_interruptible(display.say, gang))
+        watch = Watch(process, {"evaluation": evaluate_every, "checkpoint": checkpoint_every})
         try:
-            for ids in _cohorts(federation, chosen, begin, before, last):
-                trained = _trained(process, federation, ids, history)
+            for ids in watch.each(_cohorts(federation, chosen, words, before, last)):
+                with watch.span("round"):
+                    trained = _trained(process, federation, ids, history)
                 done = int(trained.state.round)
                 due = done % evaluate_every == 0 or done == last
-                history = _evaluated(measure, trained) if due else trained
-                history = _told(listeners, "round_end", history)
+                history = _evaluated(measure, trained, watch) if due else trained
+                history = _told(listeners, "round_end", history, watch, gang)
                 if history.stopped and not due:
-                    history = _evaluated(measure, history)
+                    history = _evaluated(measure, history, watch)
                 if measure and (due or history.stopped):
-                    history = _told(listeners, "evaluation", history)
+                    history = _told(listeners, "evaluation", history, watch, gang)
                 if interrupted() and not history.stopped:
                     history = dataclasses.replace(history, stopped="interrupted")
                 # A stop is saved together with the round that it follows: no crash can come between the two.
                 if checkpoint is not None and (history.stopped or done % checkpoint_every == 0 or done == last):
-                    keep(history)
-                    history = _told(listeners, "checkpoint", history)
-                    keep(history)
+                    with watch.span("checkpoint"):
+                        keep(history)
+                    history = _told(listeners, "checkpoint", history, watch, gang)
+                    with watch.span("checkpoint"):
+                        keep(history)
                 display.done(done, len(federation) if ids is None else len(ids), _numbers(history))
                 if history.stopped:
                     break
@@ -159,7 +170,7 @@ def train(
             with contextlib.suppress(CheckpointError):
                 keep(history)
             raise
-    return history
+    return dataclasses.replace(history, timing=watch.timing())
 
 
 # -- one round
@@ -170,10 +181,12 @@ def _trained(process: Process, federation: Federation, ids: Ids, history: Histor
     return dataclasses.replace(history, state=state, metrics=[*history.metrics, plain(metrics)])
 
 
-def _evaluated(measure: Callable[[State], Any] | None, history: History) -> History:
+def _evaluated(measure: Callable[[State], Any] | None, history: History, watch: Watch) -> History:
     if measure is None:
         return history
-    number, values = int(history.state.round) - 1, measure(history.state)
+    number = int(history.state.round) - 1
+    with watch.span("evaluation"):
+        values = measure(history.state)
     try:
         entry = plain(dict(values))
     except (TypeError, ValueError) as error:
@@ -187,12 +200,22 @@ def _evaluated(measure: Callable[[State], Any] | None, history: History) -> Hist
 
 
 def _told(
-    listeners: list[Callback], kind: Literal["round_end", "evaluation", "checkpoint"], history: History
+    listeners: list[Callback],
+    kind: Literal["round_end", "evaluation", "checkpoint"],
+    history: History,
+    watch: Watch,
+    gang: Gang,
 ) -> History:
     """The history, stopped if a callback asks for it; all callbacks are told."""
+    if not listeners:
+        return history
+    if gang.rank:
+        return dataclasses.replace(history, stopped="callback") if gang.told(b"") else history
+    history = dataclasses.replace(history, timing=watch.timing())
     number = int(history.state.round) - 1
     metrics = measured(history.evaluations[-1]) if kind == "evaluation" else history.metrics[-1]
-    answers = [callback(Event(kind, number, metrics, history, history.state)) for callback in listeners]
+    with watch.span("callbacks"):
+        answers = [callback(Event(kind, number, metrics, history, history.state)) for callback in listeners]
     for callback, answer in zip(listeners, answers, strict=True):
         if answer is not None and answer != "stop":
             raise CompositionError(
@@ -201,7 +224,8 @@ def _told(
                 'None or "stop"',
                 'return "stop" to end the run after this round, and nothing otherwise',
             )
-    return dataclasses.replace(history, stopped="callback") if "stop" in answers else history
+    stop = gang.told(b"stop" if "stop" in answers else b"")
+    return dataclasses.replace(history, stopped="callback") if stop else history
 
 
 # -- cohorts and evaluation
@@ -250,14 +274,14 @@ def _is_policy(cohorts: Any) -> bool:
     return callable(cohorts) and not isinstance(cohorts, Iterable)
 
 
-def _cohorts(federation: Federation, chosen: Any, begin: State, before: int, last: int) -> Iterator[Ids]:
+def _cohorts(federation: Federation, chosen: Any, words: Any, before: int, last: int) -> Iterator[Ids]:
     """The cohorts of rounds `before` to `last` by a policy, an iterable or None (everybody)."""
     given: Iterator[Any] = iter(()) if chosen is None or _is_policy(chosen) else itertools.islice(chosen, before, None)
     for number in range(before, last):
         if chosen is None:
             yield None
         elif _is_policy(chosen):
-            yield cohort(chosen, federation, begin.seed, number)
+            yield cohort(chosen, federation, words, number)
         else:
             ids = next(given, None)
             if ids is None:
@@ -296,8 +320,10 @@ def evaluation(process: Process, evaluate: Any, evaluate_clients: Any = None) ->
     alone = hasattr(evaluate, "shape") and not process.labelled
     pooled = evaluate if alone or isinstance(evaluate, tuple) else as_federation(evaluate, None, {})[0].pooled()
     examples, rows = _examples(process, pooled, "evaluate: ")
-    if rows and not isinstance(model, HostModel):  # whose work cannot be traced
-        _check_evaluation(model, examples, rows, "evaluate")
+    if not isinstance(model, HostModel):  # whose work cannot be traced, and who may take other dtypes
+        if rows:
+            _check_evaluation(model, examples, rows, "evaluate")
+        examples = jax.tree.map(tree.canonical, examples)  # once, and not in each evaluation
     return lambda state: model.evaluate(process.get_model_weights(state), *examples)
 
 
@@ -362,28 +388,42 @@ def _disk(
     begin: State,
     rounds: int,
     chosen: Any,
+    gang: Gang,
 ) -> Iterator[tuple[History, Callable[[History], None], list[str]]]:
     """The history so far, a function that saves what is not saved yet, and what was damaged."""
-    history, damaged = History(begin, [], []), list[str]()
+    made, damaged = [History(begin, [], [])], list[str]()  # handed over, not held: it has the first state
     if checkpoint is None:
-        yield history, lambda _: None, damaged
+        del begin
+        yield made.pop(), lambda _: None, damaged
+        return
+    if gang.rank:
+        saved = checkpoints.unpacked(gang.told(b""))
+        if saved is not None:
+            process._go_on(saved.engine)
+            made = [_restored(process, saved, rounds)]
+        del begin, saved
+        yield made.pop(), lambda _: None, damaged
         return
     with checkpoints.folder(checkpoint) as here:
         drawn = described(chosen) if _is_policy(chosen) else "everybody" if chosen is None else "given by cohorts"
         mine = checkpoints.identity(process, federation, begin, drawn)
         saved = checkpoints.resume(here, mine, damaged.append)
+        if gang.size > 1:  # the folder may be one of this machine alone
+            gang.told(checkpoints.packed(saved))
         if saved is not None:
-            history = _restored(process, saved, rounds)
-        log, stopped = saved.log if saved else checkpoints.Log(), history.stopped
+            made = [_restored(process, saved, rounds)]
+            damaged += process._go_on(saved.engine)
+        log, stopped = saved.log if saved else checkpoints.Log(), made[0].stopped
 
         def keep(history: History) -> None:
             nonlocal log, stopped
             if len(history.metrics) > log.lines or history.stopped != stopped:
                 new, stopped_before = entries(history, log.lines), rounds if history.stopped == "callback" else 0
-                log = checkpoints.save(here, log, history.state, new, mine, stopped_before)
+                log = checkpoints.save(here, log, history.state, new, mine, stopped_before, process._engine)
                 stopped = history.stopped
 
-        yield history, keep, damaged
+        del begin, saved
+        yield made.pop(), keep, damaged
 
 
 def _restored(process: Process, saved: checkpoints.Saved, rounds: int) -> History:
@@ -437,12 +477,15 @@ def _warn(text: str, say: Callable[[str], None]) -> None:
 
 
 @contextlib.contextmanager
-def _interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed; a second one raises KeyboardInterrupt. Only in the main thread."""
+def _interruptible(say: Callable[[str], None], gang: Gang) -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed; a second one raises KeyboardInterrupt. Only in the main thread.
+
+    Of many processes all stop after the same round, whichever of them it was pressed in.
+    """
     main = threading.current_thread() is threading.main_thread()
     previous = signal.getsignal(signal.SIGINT) if main else None
     if previous is None or previous is signal.SIG_IGN:
-        yield lambda: False
+        yield lambda: gang.stopping
         return
     asked: list[int] = []
 
@@ -451,14 +494,16 @@ def _interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
+        gang.ask_to_stop()
         with contextlib.suppress(RuntimeError):  # the signal came in the middle of a print
             say("stopping after this round; Ctrl-C again stops at once")
 
     signal.signal(signal.SIGINT, handle)
     try:
-        yield lambda: bool(asked)
+        yield lambda: gang.stopping
     finally:
         signal.signal(signal.SIGINT, previous)
+        gang.ask_to_stop(False)
 
 
 def check_counts(**numbers: tuple[Any, int]) -> None:

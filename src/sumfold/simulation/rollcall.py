@@ -18,7 +18,6 @@ import json
 import select
 import socket
 import time
-from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from sumfold.errors import ProcessError
@@ -42,8 +41,8 @@ _LONGEST = 1 << 20
 class RollCall:
     """The connections of one process; made by `call` in the first and by `answer` in the others."""
 
-    def __init__(self, rank: int, lines: dict[int, _Line], deadline: float) -> None:
-        self.rank, self.size, self.deadline = rank, len(lines) + 1 if rank == 0 else 0, deadline
+    def __init__(self, rank: int, size: int, lines: dict[int, _Line], deadline: float) -> None:
+        self.rank, self.size, self.deadline = rank, size, deadline
         self.lines = lines
 
     def meet(self, card: Card) -> list[Card]:
@@ -55,9 +54,9 @@ class RollCall:
         cards = self._heard(card) if self.rank == 0 else self._sent(card)
         for rank, theirs in enumerate(cards):
             if theirs.get("kind") == "failed" and rank != self.rank:
-                raise _lost(f"process {rank} failed: {theirs['why']}")
+                raise _lost(f"process {rank} failed: {theirs['why']}", "mend what it says; its own output has more")
             if theirs.get("kind") == "gone":
-                raise _lost(f"process {rank} is gone: it was killed, or its machine does not answer")
+                raise _gone(rank)
         absent = [rank for rank, theirs in enumerate(cards) if theirs.get("kind") == "absent"]
         if absent:
             raise ProcessError(
@@ -69,9 +68,16 @@ class RollCall:
         return cards
 
     def tell(self, news: bytes) -> bytes:
-        """The first process's news, in every process."""
+        """The first process's news, in every process; right after a meeting in which it was announced.
+
+        Raises:
+            ProcessError: when the first process is gone (SF-PROC-022).
+        """
         if self.rank:
-            return self._await(self.lines[0], raw=True)
+            try:
+                return self.lines[0].receive(time.monotonic() + self.deadline, longest=None)
+            except OSError:
+                raise _gone(0) from None
         for line in self.lines.values():
             with contextlib.suppress(OSError):  # at the next meeting it is gone
                 line.send(news)
@@ -86,8 +92,7 @@ class RollCall:
 
     def close(self) -> None:
         """End the connections."""
-        for line in self.lines.values():
-            line.close()
+        _close(self.lines)
 
     def _heard(self, mine: Card) -> list[Card]:
         cards, until = {0: mine}, time.monotonic() + self.deadline
@@ -101,30 +106,21 @@ class RollCall:
                     cards[rank] = {"kind": "gone"}
             if any(card.get("kind") in {"gone", "failed"} for card in cards.values()):
                 break  # nobody needs to wait for the rest
-        away = "absent" if len(cards) == sum(c.get("kind") not in {"gone", "failed"} for c in cards.values()) else None
-        cards = {rank: cards.get(rank, {"kind": away}) for rank in range(self.size)}
-        verdict = _text([cards[rank] for rank in range(self.size)])
+        everybody = [cards.get(rank, {"kind": "absent"}) for rank in range(self.size)]
         for line in self.lines.values():
             with contextlib.suppress(OSError):
-                line.send(verdict)
-        return [cards[rank] for rank in range(self.size)]
+                line.send(_text(everybody))
+        return everybody
 
     def _sent(self, card: Card) -> list[Card]:
         try:
             self.lines[0].send(_text(card))
+            cards: list[Card] = json.loads(self.lines[0].receive(time.monotonic() + self.deadline + _MARGIN))
+        except TimeoutError:
+            return [{"kind": "absent"}]
         except OSError:
             return [{"kind": "gone"}]
-        cards: list[Card] = json.loads(self._await(self.lines[0]))
         return cards
-
-    def _await(self, line: _Line, raw: bool = False) -> bytes:
-        try:
-            found = line.receive(time.monotonic() + self.deadline + _MARGIN, longest=None if raw else _LONGEST)
-        except TimeoutError:
-            return _text([{"kind": "absent"}])
-        except OSError:
-            return _text([{"kind": "gone"}])
-        return found
 
 
 class _Line:
@@ -182,11 +178,12 @@ def call(address: str, size: int, hello: Card, deadline: float) -> tuple[RollCal
     lines: dict[int, _Line] = {}
     hellos = {0: hello}
     until = time.monotonic() + deadline
-    with _listening(address, size) as server:
+    with contextlib.ExitStack() as unless_all_came, _listening(address, size) as server:
+        unless_all_came.callback(_close, lines)
         while len(hellos) < size:
             server.settimeout(max(until - time.monotonic(), 0.001))
             try:
-                connected, _ = server.accept()
+                line = _Line(server.accept()[0])
             except TimeoutError:
                 missing = [rank for rank in range(size) if rank not in hellos]
                 raise ProcessError(
@@ -195,13 +192,8 @@ def call(address: str, size: int, hello: Card, deadline: float) -> tuple[RollCal
                     "all processes",
                     "start them, each with its own rank and the same coordinator; a larger deadline gives more time",
                 ) from None
-            line = _Line(connected)
-            try:
-                theirs = json.loads(line.receive(time.monotonic() + 5.0))
-                known = isinstance(theirs, Mapping) and theirs.get("greeting") == _GREETING
-            except (OSError, ValueError):
-                known = False
-            if not known:  # somebody else, who tried the port
+            theirs = _greeting(line)
+            if theirs is None:  # somebody else, who tried the port
                 line.close()
                 continue
             rank = theirs["rank"]
@@ -214,12 +206,28 @@ def call(address: str, size: int, hello: Card, deadline: float) -> tuple[RollCal
                 for one in (line, *lines.values()):
                     with contextlib.suppress(OSError):
                         one.send(_text([{"kind": "clash", "why": clash}]))
+                line.close()
                 raise _clash(clash)
-            lines[rank], hellos[rank] = line, dict(theirs)
+            lines[rank], hellos[rank] = line, theirs
+        unless_all_came.pop_all()
     everybody = [hellos[rank] for rank in range(size)]
     for line in lines.values():
         line.send(_text(everybody))
-    return RollCall(0, lines, deadline), everybody
+    return RollCall(0, size, lines, deadline), everybody
+
+
+def _close(lines: dict[int, _Line]) -> None:
+    for line in lines.values():
+        line.close()
+
+
+def _greeting(line: _Line) -> Card | None:
+    """What a newcomer says of itself; None for one that is no process of a gang."""
+    try:
+        said = json.loads(line.receive(time.monotonic() + 5.0))
+    except (OSError, ValueError):
+        return None
+    return said if isinstance(said, dict) and said.get("greeting") == _GREETING else None
 
 
 def answer(address: str, rank: int, size: int, hello: Card, deadline: float) -> tuple[RollCall, list[Card]]:
@@ -234,12 +242,12 @@ def answer(address: str, rank: int, size: int, hello: Card, deadline: float) -> 
         line.send(_text({**hello, "greeting": _GREETING, "rank": rank, "size": size}))
         everybody = json.loads(line.receive(time.monotonic() + deadline + _MARGIN))
     except (OSError, ValueError):
+        line.close()
         raise _silent(address, rank, deadline) from None
     if everybody[0].get("kind") == "clash":
+        line.close()
         raise _clash(everybody[0]["why"])
-    made = RollCall(rank, {0: line}, deadline)
-    made.size = size
-    return made, everybody
+    return RollCall(rank, size, {0: line}, deadline), everybody
 
 
 def _connected(address: str, rank: int, until: float, deadline: float) -> socket.socket:
@@ -300,13 +308,10 @@ def _clash(why: str) -> ProcessError:
     )
 
 
-def _lost(what: str) -> ProcessError:
-    return ProcessError(
-        "SF-PROC-022",
-        what,
-        "every process until the end of the run",
-        "start the run again: with a checkpoint it goes on after the last saved round",
-    )
+def _gone(rank: int) -> ProcessError:
+    what = f"process {rank} is gone: it was killed, or its machine does not answer"
+    return _lost(what, "start the run again: with a checkpoint it goes on after the last saved round")
 
 
-Meet: TypeAlias = Callable[[Card], list[Card]]
+def _lost(what: str, do: str) -> ProcessError:
+    return ProcessError("SF-PROC-022", what, "every process until the end of the run", do)

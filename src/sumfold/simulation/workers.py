@@ -37,7 +37,7 @@ from sumfold.simulation.host import Asked, Ended
 from sumfold.simulation.pipe import code, receive, remember, save_file, send, unsendable
 from sumfold.tree import Tree
 
-__all__ = ["Workers"]
+__all__ = ["Workers", "private_folder"]
 
 _GLANCE = 1.0
 """Seconds after which a silent worker is looked at."""
@@ -107,7 +107,7 @@ class Crew:
 
     def __init__(self, size: int, threads: int) -> None:
         self.size, self.threads, self.owner = size, threads, os.getpid()
-        self.folder = _folder()
+        self.folder = private_folder()
         self.workers: list[_Worker] = []
         self.run: Callable[..., Any] | None = None
         self.code = b""
@@ -306,7 +306,7 @@ class _Worker:
         self.process.wait()
 
 
-def _folder() -> Path:
+def private_folder() -> Path:
     """A private folder, in shared memory where there is some."""
     shared = Path("/dev/shm")
     with contextlib.suppress(OSError):
