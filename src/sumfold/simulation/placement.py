@@ -86,6 +86,8 @@ class _Layout(NamedTuple):
     widths: NDArray[np.int64]
     chosen: tuple[int, ...]
     steps: NDArray[np.int64]
+    shortest: int
+    longest: int
     room: dict[tuple[int, int, int], int]
 
 
@@ -146,7 +148,7 @@ class Placement:
         """
         whole, among = cohort.drawn_from or (cohort.data, cohort.positions)
         layout = self._layout(whole, batching)
-        wide = int(layout.widths.max(initial=1))
+        wide = layout.chosen[-1]
         return float((layout.steps[among].sum() + len(among)) * (3 + 6 * parameters * wide / 5e4))
 
     def total(self, cohort: Cohort) -> int:
@@ -218,9 +220,9 @@ class Placement:
     @staticmethod
     def _course(made: Plan, layout: _Layout, steps: int, clients: int, lanes: int) -> Course:
         """The clients in lanes, with room for any cohort: no lane is further than one client above the mean."""
-        longest = int(layout.steps.max(initial=1))
-        without = clients if int(layout.steps.min(initial=1)) == 0 else 0
-        return course(made, lanes, room(-(-(steps + without) // lanes) + longest), single=longest <= 1)
+        without = clients if layout.shortest == 0 else 0
+        length = room(-(-(steps + without) // lanes) + layout.longest)
+        return course(made, lanes, length, single=layout.longest <= 1)
 
     def _coded(self, data: ClientData) -> NDArray[np.uint32]:
         known = self._codes.get(id(data))
@@ -240,7 +242,8 @@ class Placement:
         else:
             steps = batching.steps(np.asarray(data.counts))
         chosen = tuple(np.unique(wide).tolist()) or (1,)
-        layout = _Layout(weakref.ref(data), wide, chosen, steps, {})
+        extremes = int(steps.min(initial=1)), int(steps.max(initial=1))
+        layout = _Layout(weakref.ref(data), wide, chosen, steps, *extremes, {})
         self._layouts = {k: v for k, v in self._layouts.items() if v.owner() is not None}
         self._layouts[id(data), batching] = layout
         return layout
