@@ -201,7 +201,7 @@ def test_both_runtimes_seed_the_global_generators_alike():
         drawn = np.array([random.random(), np.random.random(), 0], "f")
         return sf.Report({"update": sf.Contribution(drawn, 1.0)})
 
-    assert assert_runtimes_agree(one_phase(run), ROWS, *RUNTIMES.values(), rounds=2).weights == 0
+    assert assert_runtimes_agree(one_phase(run), ROWS, *RUNTIMES.values(), rounds=2).weights < 1e-6
 
 
 # -- declared and undeclared shapes

@@ -7,6 +7,7 @@ same bits as they: what XLA makes of a program depends on what stands around it,
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,9 @@ from sumfold.errors import CompositionError
 from sumfold.tree import Tree
 
 __all__ = ["Forms", "export_half", "loaded"]
+
+
+_exporting = threading.Lock()
 
 
 class Forms(NamedTuple):
@@ -95,14 +99,15 @@ def _serialised(program: Callable[..., Any], given: Sequence[Tree], platforms: S
 
 @contextlib.contextmanager
 def _no_source_locations() -> Iterator[None]:
-    """Keep file names and lines of the model out of the programs."""
+    """Keep file names and lines of the model out of the programs; one thread at a time, since the setting is global."""
     config: Any = jax.config
-    before = config.jax_traceback_in_locations_limit
-    config.update("jax_traceback_in_locations_limit", 0)
-    try:
-        yield
-    finally:
-        config.update("jax_traceback_in_locations_limit", before)
+    with _exporting:
+        before = config.jax_traceback_in_locations_limit
+        config.update("jax_traceback_in_locations_limit", 0)
+        try:
+            yield
+        finally:
+            config.update("jax_traceback_in_locations_limit", before)
 
 
 def _programs(half: ClientHalf, start_shapes: Start, forms: Forms) -> dict[str, Callable[..., Any]]:

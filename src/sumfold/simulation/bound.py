@@ -46,7 +46,7 @@ from sumfold.core.store import ClientStore
 from sumfold.errors import CompositionError
 from sumfold.simulation.canonical import fast
 from sumfold.simulation.choice import GIVEN, Choice, clear, convolves, fitting, lanes_by_rule, model_size
-from sumfold.simulation.cores import cores
+from sumfold.simulation.cores import affordable, cores
 from sumfold.simulation.gang import Gang
 from sumfold.simulation.host import Hosted
 from sumfold.simulation.lanes import Course, lanes
@@ -182,7 +182,7 @@ class Bound:
     def _choose(self, state: State, cohort: Cohort, batchings: Sequence[Batching]) -> Choice:
         """Kernel and lanes for this algorithm, once."""
         options, platform = self.options, self.devices[0].platform
-        streams = options.streams or (cores() if platform == "cpu" else 1)
+        streams = options.streams or (affordable(cores(), self.parameters) if platform == "cpu" else 1)
         if self.hosted or options.deterministic or options.kernel == "sequential":
             return Choice("sequential", 0, streams, GIVEN if options.kernel else "rule")
         if options.lanes:

@@ -1,4 +1,4 @@
-"""How many processor cores this process may use."""
+"""How many processor cores this process may use, and how many streams its memory holds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import os
 from pathlib import Path
 
-__all__ = ["cores", "siblings"]
+__all__ = ["affordable", "cores", "siblings"]
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
@@ -30,6 +30,19 @@ def siblings(cpu: int) -> str:
         return Path(_TOPOLOGY.format(cpu)).read_text().strip()
     except OSError:  # no such account of the machine: every processor counts for itself
         return str(cpu)
+
+
+def affordable(streams: int, parameters: int) -> int:
+    """So many streams, or as many as fit half of the memory: each holds some four copies of the model.
+
+    Example:
+        >>> affordable(2, 1_000), affordable(64, 1 << 50)
+        (2, 1)
+    """
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return streams
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(min(streams, memory // (2 * 4 * 4 * max(parameters, 1))), 1)
 
 
 def _quota() -> int:

@@ -9,6 +9,7 @@ partial sums as the tree is deep.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -46,6 +47,7 @@ class Pinned:
         self.i, self.half = i, half
         self.ordered = Ordered(phase)
         self._halves: dict[tuple[Any, ...], _Half] = {}
+        self._lock = threading.Lock()
         self._key = jax.jit(
             lambda seed, number, code: jax.random.key_data(client_key(keys.typed(seed), i, number, code))
         )
@@ -132,11 +134,12 @@ class Pinned:
 
     def _half(self, briefing: Briefing, kept: Tree, batch: Batch | None) -> _Half:
         at = tree.specs((briefing, kept, batch))
-        if at not in self._halves:
-            made = forms(self.half, briefing, kept, batch)
-            programs = loaded(export_half(self.half, made))
-            self._halves[at] = _Half(made, {name: jax.jit(program.call) for name, program in programs.items()})
-        return self._halves[at]
+        with self._lock:  # the streams' threads all come here first
+            if at not in self._halves:
+                made = forms(self.half, briefing, kept, batch)
+                programs = loaded(export_half(self.half, made))
+                self._halves[at] = _Half(made, {name: jax.jit(program.call) for name, program in programs.items()})
+            return self._halves[at]
 
 
 def _batch(leaves: Sequence[Any], clients: Any, t: int, width: int) -> list[Any]:
