@@ -1,4 +1,4 @@
-"""Memory of one round, in copies of the model: a million parameters, ten thousand clients, one step each.
+"""Memory of one round in one stream, in copies of the model: a million parameters, ten thousand clients, one step each.
 
     python benchmarks/memory.py [--clients 10000]
 
@@ -45,18 +45,15 @@ def main() -> None:
         loss=optax.softmax_cross_entropy_with_integer_labels,
     )
     process = sf.learning.fed_avg(model, optax.sgd(0.1), batching=sf.Batching(size=1))
+    process = process.on(sf.Simulation(streams=1))
     state, _ = process.next(process.initialize(), federation)  # places the data and compiles
 
     copy = 4 * PARAMETERS
     bound = process._run
-    plans = tuple(
-        bound.placement.clients(
-            Cohort(federation, np.arange(clients)), phase.work.batching, state.seed, 1, bound.placement.places(clients)
-        )
-        for phase in process.round.phases
-    )
+    begun = bound._begun(state, Cohort(federation, np.arange(clients)))
+    plans = tuple(bound._plan(i, begun, 0, bound._rooms(i, begun)) for i in range(len(process.round.phases)))
     examples = bound.placement.examples(federation)
-    memory, seen = bound._recall(state, [], len(plans[0][0].rows))
+    memory, seen = bound.recall.rows(state, [], begun.seats.slots)
     lowered = bound.compiled.lower(
         state.algorithm, state.stages, state.seed, np.int32(1), plans, examples, memory, seen
     )
