@@ -159,7 +159,12 @@ def _settle_all(
 
     def summed(total: Leaf, values: Leaf) -> Leaf:
         chosen = jnp.where(counted.reshape(-1, *[1] * (values.ndim - 1)), values, jnp.zeros((), values.dtype))
-        return total + chosen.sum(0, dtype=total.dtype)
+        if values.ndim == 1 or not jnp.issubdtype(values.dtype, jnp.floating):
+            return total + chosen.sum(0, dtype=total.dtype)
+        # A matrix product: XLA's sums over the first axis go through memory in columns, twice as slow as all the rest.
+        ones, flat = jnp.ones(len(values), values.dtype), chosen.reshape(len(values), -1)
+        product = jnp.dot(ones, flat, precision=lax.Precision.HIGHEST, preferred_element_type=total.dtype)
+        return total + product.reshape(total.shape)
 
     def one_by_one(group: Group, total: Tree, values: Tree) -> Tree:
         def enter(lane: Int32[Array, ""], total: Tree) -> Tree:

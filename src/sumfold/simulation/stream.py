@@ -21,6 +21,7 @@ from sumfold.core.driver import Totals
 from sumfold.core.group import add
 from sumfold.core.round import Batch, Phase
 from sumfold.keys import Key
+from sumfold.simulation.borrowed import rows_at
 from sumfold.tree import Leaf, Tree
 
 __all__ = ["Clients", "Table", "begun", "gather", "settle", "stream", "table_of"]
@@ -71,7 +72,7 @@ def gather(examples: Tree, clients: Clients, t: Int32[Array, ""], width: int) ->
     rows = lax.dynamic_slice(clients.rows, (clients.begin[t],), (width,))
     mask = jnp.arange(width, dtype=jnp.int32) < clients.size[t]
     filled = jnp.where(mask, rows, rows[0])
-    return Batch(jax.tree.map(lambda a: a.at[filled].get(mode="promise_in_bounds"), examples), mask)
+    return Batch(rows_at(examples, filled), mask)
 
 
 def _row(table: Tree, place: Int32[Array, ""]) -> Tree:
