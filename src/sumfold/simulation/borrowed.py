@@ -49,8 +49,10 @@ class Window:
 
 
 def copied(array: NDArray[Any]) -> bool:
-    """Whether a CPU needs a copy: of arrays that are not contiguous, begin between the borders of elements, or are too
-    long for 32-bit numbers without lying on a border.
+    """Whether a CPU needs a copy of the array.
+
+    It does where the array is not contiguous, begins between the borders of elements, or is too long for 32-bit
+    numbers and does not lie on a border of 64 bytes.
     """
     behind = array.ctypes.data % _BORDER
     return not array.flags.c_contiguous or (behind > 0 and (behind % array.itemsize > 0 or array.size > _INDEX))

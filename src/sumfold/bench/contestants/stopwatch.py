@@ -71,7 +71,11 @@ class Game(NamedTuple):
 
     def floats(self, x: NDArray[Any]) -> NDArray[Any]:
         """Images as float32 in [-1/2, 1/2]; everything else as it is."""
-        return x.astype(np.float32) * np.float32(1 / 255) - np.float32(0.5) if x.dtype == np.uint8 else np.asarray(x)
+        if x.dtype != np.uint8:
+            return np.asarray(x)
+        scaled: NDArray[np.float32] = np.multiply(x, np.float32(1 / 255), dtype=np.float32)
+        scaled -= np.float32(0.5)
+        return scaled
 
     def client_weight(self, client: int) -> float:
         """What a client counts in the mean."""
