@@ -30,6 +30,7 @@ from jax.extend import core as jaxprs
 
 from sumfold.core.client import ClientHalf
 from sumfold.simulation import winograd as minimal
+from sumfold.simulation.recurrent import multiplies, scanned
 
 __all__ = ["canonical", "fast", "rewrites"]
 
@@ -86,7 +87,12 @@ def fast(half: ClientHalf) -> ClientHalf:
 
 def _found(jaxpr: Any) -> bool:
     """Whether a program or one inside it has something to rewrite."""
-    return any(equation.primitive.name in _REWRITTEN or any(map(_found, _inner(equation))) for equation in jaxpr.eqns)
+    return any(
+        equation.primitive.name in _REWRITTEN
+        or (equation.primitive.name == "scan" and any(map(multiplies, _inner(equation))))
+        or any(map(_found, _inner(equation)))
+        for equation in jaxpr.eqns
+    )
 
 
 def _inner(equation: Equation) -> Iterator[Any]:
@@ -130,7 +136,12 @@ def _result(equation: Equation, values: list[Any], winograd: bool) -> list[Any]:
         return [_unpooled(values[0], values[1], params)]
     if name in ("jit", "pjit", "custom_jvp_call", "custom_vjp_call"):
         return _inlined(params, values, winograd)
-    if name in ("scan", "while", "cond", "checkpoint", "remat2") and any(map(_found, _inner(equation))):
+    if name == "scan" and multiplies(params["jaxpr"].jaxpr):
+        params = _rewritten_params(params, winograd)
+        apart = scanned(values, params, functools.partial(_evaluate, winograd=winograd))
+        if apart is not None:
+            return apart
+    elif name in ("scan", "while", "cond", "checkpoint", "remat2") and any(map(_found, _inner(equation))):
         params = _rewritten_params(params, winograd)
     results = equation.primitive.bind(*values, **params)
     return list(results) if equation.primitive.multiple_results else [results]
