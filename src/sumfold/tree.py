@@ -92,7 +92,20 @@ def where(condition: Bool[Array, ""], a: Tree, b: Tree) -> Tree:
 def all_finite(tree: Tree) -> Bool[Array, ""]:
     """Whether every floating or complex leaf is free of NaN and infinity."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
-    return jnp.stack([jnp.isfinite(x).all() for x in leaves]).all() if leaves else jnp.asarray(True)
+    return jnp.stack([_everywhere(jnp.isfinite(x).ravel()) for x in leaves]).all() if leaves else jnp.asarray(True)
+
+
+_ROWS = 32
+"""Terms that XLA reduces on a CPU in one pass together with what computes them; more are written to memory before."""
+
+
+def _everywhere(true: Bool[Array, " n"]) -> Bool[Array, ""]:
+    """Whether all are true: 32 parts of the vector against one another, until few are left."""
+    while len(true) > _ROWS:
+        along = len(true) // _ROWS
+        whole, rest = true[: _ROWS * along].reshape(_ROWS, along).all(0), true[_ROWS * along :]
+        true = jnp.concatenate([whole, rest]) if len(rest) else whole
+    return true.all()
 
 
 def strong(tree: Tree) -> Tree:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Int32
 from sumfold import keys, tree
 from sumfold.core.client import Briefing, ClientHalf, Keeping, Memory, Start, Upload, client_key
 from sumfold.core.driver import Totals
-from sumfold.core.group import add
+from sumfold.core.group import Group, add
 from sumfold.core.round import Batch, Phase
 from sumfold.keys import Key
 from sumfold.simulation.borrowed import rows_at
@@ -164,13 +164,7 @@ def settle(
     present = table.present[slot]
     counted = present & upload.finite & upload.weights_valid
     parts = {
-        part: lax.cond(
-            counted,
-            lambda total, value, group=stage.group or add: group.accumulate(total, value, place),
-            lambda total, value: total,
-            totals.parts[part],
-            upload.parts[part],
-        )
+        part: _entered(stage.group or add, place, counted, totals.parts[part], upload.parts[part])
         for part, stage in phase.aggregate.items()
     }
     invalid = present & upload.finite & ~upload.weights_valid
@@ -182,6 +176,13 @@ def settle(
         jnp.minimum(totals.invalid, jnp.where(invalid, place, totals.invalid)),
     )
     return totals, _keep(table, slot, keeping, counted)
+
+
+def _entered(group: Group, place: Int32[Array, ""], counted: Bool[Array, ""], total: Tree, value: Tree) -> Tree:
+    """The total with a client's value, if it is counted."""
+    if group.kind == add.kind:  # one pass with what computes the value; a branch would have it written to memory before
+        return tree.add(total, jax.tree.map(lambda a: jnp.where(counted, a, jnp.zeros((), a.dtype)), value))
+    return lax.cond(counted, lambda t, v: group.accumulate(t, v, place), lambda t, v: t, total, value)
 
 
 def _keep(table: Table, slot: Int32[Array, ""], keeping: Keeping, counted: Bool[Array, ""]) -> Table:
