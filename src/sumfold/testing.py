@@ -16,7 +16,9 @@ from sumfold.core.batching import Batching
 from sumfold.core.client import Briefing, Start, client_half
 from sumfold.core.cohort import Cohort
 from sumfold.core.driver import Runtime, State, begin, nothing, play, server_of, step
+from sumfold.core.exported import each_half, traced
 from sumfold.core.group import Group, add, maximum, minimum, modular, stack
+from sumfold.core.pure import check_calls, check_repeatable
 from sumfold.core.round import Batch, Measured, Phase, Report, Round, Task, Work
 from sumfold.core.stage import Contribution, Stage
 from sumfold.data import Federation
@@ -134,8 +136,9 @@ def check_round(round: Round, params: Tree, examples: Tree) -> str:
         One line a phase: types at the server, at the clients, after Σ.
 
     Raises:
-        CompositionError: when `step` changes the type of the carry, a phase changes the type of the state, or parts
-            and stages do not match, or a step differs from its fast form.
+        CompositionError: when `step` changes the type of the carry, a phase changes the type of the state, parts and
+            stages do not match, client work calls back into Python or is another program each time it is traced, or a
+            step differs from its fast form.
 
     Example:
         >>> import jax.numpy as jnp, optax, sumfold as sf
@@ -177,6 +180,11 @@ def check_round(round: Round, params: Tree, examples: Tree) -> str:
     after, held = jax.eval_shape(run, state.algorithm, state.stages)
     _same_type(state.algorithm, after, "the algorithm's state")
     _same_type(state.stages, held, "the stages' memory")
+    batch = Batch(tree.shapes(examples), tree.shape((len(jax.tree.leaves(examples)[0]),), bool))
+    for half, made in each_half(round, [client_half(phase) for phase in round.phases], state, batch):
+        programs = traced(half, made)
+        check_calls(programs, prints=True)
+        check_repeatable(programs, traced(half, made), "the same numbers in every process")
     if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(examples)):
         _fast_steps_agree(round, state, examples)
     return "\n".join(lines)

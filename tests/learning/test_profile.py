@@ -53,7 +53,12 @@ def test_the_table():
         ({"clients": 7, "checkpoint": 3}, {}, {}, "30 % of time in checkpoints: checkpoint_every=10"),
         ({"clients": 3, "checkpoint": 3, "evaluation": 4}, {}, {}, "40 % of time in evaluation: evaluate_every=10"),
         ({"clients": 6, "callbacks": 4}, {}, {}, "40 % of time in callbacks: do less there, or only every few rounds"),
-        ({"clients": 6, "data": 4}, {}, {}, "40 % of time placing data: pass the same Federation to every round"),
+        (
+            {"clients": 6, "data": 4},
+            {},
+            {},
+            "40 % of time placing data: pass the same Federation to every round, in memory",
+        ),
         ({"clients": 6, "plan": 4}, {}, {}, "40 % of time in planning: larger batches, for fewer and longer steps"),
         (
             {"clients": 10},

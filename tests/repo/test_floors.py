@@ -8,7 +8,7 @@ import pytest
 pytestmark = pytest.mark.tiny
 
 FLOORS = [
-    ("errors", "tree", "keys"),
+    ("errors", "tree", "keys", "aligned"),
     ("core",),
     ("aggregators", "privacy", "models", "data"),
     ("simulation",),

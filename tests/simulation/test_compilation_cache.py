@@ -29,16 +29,29 @@ events.clear()
 compiled.clear()
 x = np.ones((5, 3), np.float32)
 state, _ = process.next(state, {"a": (x, x[:, 0]), "b": (x[:2], x[:2, 1])})
-print(json.dumps({"programs": len(compiled), "found": events["cache_hits"], "written": events["cache_misses"],
-                  "weights": np.asarray(process.get_model_weights(state)).tolist(),
-                  "folder": jax.config.jax_compilation_cache_dir}))
+told = {"programs": len(compiled), "found": events["cache_hits"], "written": events["cache_misses"],
+        "weights": np.asarray(process.get_model_weights(state)).tolist(),
+        "folder": jax.config.jax_compilation_cache_dir}
+"""
+
+TRIAL = """
+init = lambda key: {"a": jnp.zeros((500, 4)), "b": jnp.zeros(4)}
+predict = lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"]  # a function with a derivative of its own has an address
+model = sf.models.from_functions(init, predict, lambda outputs, y: (outputs - y) ** 2)
+process = sf.learning.fed_avg(model, optax.adam(0.1), batching=sf.Batching(size=2)).on(sf.Simulation(streams=1))
+process.next(process.initialize(), {i: (np.ones((3, 500), np.float32), np.ones(3, np.float32)) for i in range(64)})
+told |= process._run.chosen()
 """
 
 
-def start(**environment):
+def start(more="", **environment):
     clean = {k: v for k, v in os.environ.items() if "CACHE" not in k and k != "XLA_FLAGS"}
     run = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env={**clean, **environment}, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", PROGRAM + more + "print(json.dumps(told))"],
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout), run.stderr
@@ -46,14 +59,16 @@ def start(**environment):
 
 def test_the_second_start_compiles_nothing_of_the_round(tmp_path):
     home = {"XDG_CACHE_HOME": str(tmp_path), "PYTHONHASHSEED": "1"}
-    first, said = start(**home)
-    second, _ = start(**home | {"PYTHONHASHSEED": "2"})
+    first, said = start(TRIAL, **home)
+    second, _ = start(TRIAL, **home | {"PYTHONHASHSEED": "2"})
     assert said == ""
     assert first["folder"].startswith(str(tmp_path / "sumfold" / "jax"))
     assert os.stat(first["folder"]).st_mode & 0o077 == 0, "what is run belongs to the user alone"
     assert first["written"] == first["programs"] > 0 == first["found"]
     assert second["found"] == second["programs"] == first["programs"]
     assert second["weights"] == first["weights"]
+    assert second["why"] == f"as measured before: {first['why']}"
+    assert second["lanes"] == first["lanes"]
 
 
 def test_a_folder_that_cannot_be_written_only_warns(tmp_path):

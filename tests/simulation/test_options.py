@@ -1,5 +1,7 @@
 """The options of Simulation: what is refused, what is chosen, and that a resumed run chooses the same again."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 import sumfold as sf
 from sumfold.simulation import bound as bound_module
+from sumfold.simulation import compilation_cache, trials
 
 
 def federation(clients, features=4, rows=6):
@@ -101,6 +104,84 @@ def test_between_the_clear_cases_a_trial_decides_once(monkeypatch):
         assert chosen(made, fed) == first
     monkeypatch.setattr(bound_module.time, "perf_counter", lambda: pytest.fail("autotune is off"))
     assert chosen(process(features=2000, streams=1, autotune=False), fed)["kernel"] == "lanes"
+
+
+def test_what_a_trial_measured_is_kept_on_disk(monkeypatch, tmp_path):
+    """Each tick of the clock is longer than the one before, so that what is first tried is faster."""
+    monkeypatch.setattr(compilation_cache, "switch_on", lambda: tmp_path)
+    fed, ticks = federation(64, features=2000), []
+
+    def clock():
+        ticks.append(len(ticks) ** 2)
+        return ticks[-1]
+
+    monkeypatch.setattr(bound_module.time, "perf_counter", clock)
+    first = chosen(process(features=2000, streams=1), fed)
+    assert first["kernel"] == "sequential"
+    (file,) = tmp_path.iterdir()
+    assert sorted(json.loads(file.read_text("utf-8"))["seconds a client step, by lanes"]) == ["0", "16"]
+    monkeypatch.setattr(bound_module.time, "perf_counter", lambda: pytest.fail("tried again"))
+    assert chosen(process(features=2000, streams=1), fed) == {**first, "why": f"as measured before: {first['why']}"}
+
+
+def test_a_trial_is_known_by_what_makes_it_fast_or_slow(monkeypatch):
+    class Known(Exception):
+        pass
+
+    def stop(mark, tried, seconds):
+        raise Known(mark)
+
+    monkeypatch.setattr(bound_module, "faster", stop)
+    fed = federation(64, features=2000)
+
+    def mark(loss=lambda outputs, y: (outputs - y) ** 2, optimizer=None, size=2, streams=1, clients=fed):
+        model = sf.models.from_functions(lambda key: jnp.zeros(2000), lambda w, x: x @ w, loss)
+        made = sf.learning.fed_avg(model, optimizer or optax.sgd(0.05), batching=sf.Batching(size=size))
+        with pytest.raises(Known) as info:
+            made.on(sf.Simulation(streams=streams)).next(made.initialize(), clients)
+        return str(info.value)
+
+    same = [mark(), mark(), mark(clients=federation(70, features=2000))]
+    assert len(set(same)) == 1
+    others = [mark(size=3), mark(optimizer=optax.adam(0.05)), mark(streams=2), mark(loss=lambda o, y: jnp.abs(o - y))]
+    monkeypatch.setattr(trials, "version", lambda name: "0.0.0")
+    others.append(mark())
+    assert len({*same, *others}) == 6
+
+
+def test_a_file_of_a_trial_that_is_damaged_is_written_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(compilation_cache, "switch_on", lambda: tmp_path)
+    file, asked = tmp_path / "trial-a.json", []
+
+    def faster():
+        asked.clear()
+        return trials.faster("a", (0, 8), lambda lanes: asked.append(lanes) or 3e-6 - lanes * 1e-7)
+
+    assert faster() == (8, "µs a client step: no lanes 3.0, 8 lanes 2.2")
+    whole = file.read_bytes()
+    assert faster() == (8, "as measured before: µs a client step: no lanes 3.0, 8 lanes 2.2")
+    assert asked == []
+    for damaged in (
+        b"",
+        b"\xff",
+        b"[1]",
+        whole[:-3],
+        whole.replace(b"3e-06", b"null"),
+        whole.replace(b"3e-06", b"NaN"),
+    ):
+        file.write_bytes(damaged)
+        assert faster()[0] == 8
+        assert asked == [0, 8], damaged
+    assert file.read_bytes() == whole
+    assert list(tmp_path.iterdir()) == [file], "nothing half written stays"
+
+
+@pytest.mark.parametrize("folder", [None, "file"], ids=["switched off", "not to be written"])
+def test_a_trial_needs_no_folder(monkeypatch, tmp_path, folder):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(compilation_cache, "switch_on", lambda: folder and tmp_path / folder)
+    assert trials.faster("a", (0, 8), lambda lanes: 3e-6 - lanes * 1e-7)[0] == 8
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_resumed_run_chooses_what_was_chosen(tmp_path):

@@ -1,5 +1,6 @@
 """Many processes: how they find each other and part, what they compute together, and what happens when one is lost."""
 
+import functools
 import json
 import os
 import socket
@@ -7,14 +8,19 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import sumfold as sf
+from sumfold.core import group
+from sumfold.core.driver import NOBODY, Totals, merge
+from sumfold.simulation.exchange import as_vector, exchanged, of_vector
 from sumfold.simulation.gang import Alone, Gang, gang_of
 from sumfold.simulation.hired import first_cause
 from sumfold.simulation.joined import Joined, _cut, _flat
@@ -80,7 +86,19 @@ sf.save(f"{folder}/state-{rank}", {"ours": ours, "pinned": pinned, "hosted": hos
 
 gang = runtime.gang
 ragged = gang.gathered({"a": np.arange(rank + 1), "b": jnp.float32(rank), "none": np.zeros((0, 2))})
+parts = {"w": jnp.full(3, 0.5) * (rank + 1), "n": np.int32([2**31 - 1 - rank, -5]), "none": np.zeros((0, 2), "f4")}
+summed = gang.summed({**parts, "half": jnp.bfloat16([1.5]), "words": np.uint64([2**63 + 2**40 * rank])})
+ragged_sum = []
+for shape in (rank + 1, 2):
+    try:
+        ragged_sum.append(gang.summed(np.ones(shape, "f4")).tolist())
+    except sf.ProcessError as error:
+        ragged_sum.append("disagree on what they sum: process 0 has 1 arrays of 1 numbers" in str(error))
+text = gang._network.sum.lower(jax.ShapeDtypeStruct((2, 8), "f4", sharding=gang._network.apart)).compile().as_text()
 found = {
+    "summed": [[str(leaf.dtype), leaf.astype(leaf.dtype).tolist()] for leaf in jax.tree.leaves(summed)],
+    "ragged sum": ragged_sum,
+    "collectives": [text.count(f" {name}(") for name in ("all-reduce", "all-gather")],
     "devices": len(jax.devices()),
     "runtime": repr(runtime),
     "ragged": [[tree["a"].tolist(), float(tree["b"])] for tree in ragged],
@@ -187,6 +205,15 @@ def test_two_processes_of_two_devices_compute_what_one_does(tmp_path, alone) -> 
     assert [one.returncode for one in both] == [0, 0], "\n".join(errors for _, errors in said)
     assert said[0][0] == said[1][0], "standard output holds the program's own words alone"
     assert json.loads(said[0][0]) == {
+        "summed": [
+            ["bfloat16", [3.0]],
+            ["int32", [-3, -10]],  # as int32 adds: 2 · (2³¹ − 1) − 1 wraps around
+            ["float32", []],
+            ["float32", [1.5, 1.5, 1.5]],
+            ["uint64", [2**40]],
+        ],
+        "ragged sum": [True, [2.0, 2.0]],
+        "collectives": [1, 0],
         "devices": 4,
         "runtime": "Processes(2)",
         "ragged": [[[0], 0.0], [[0, 1], 1.0]],
@@ -447,9 +474,96 @@ def test_versions_that_differ_are_refused_before_anything_else(monkeypatch) -> N
     assert said
 
 
-def test_arrays_travel_as_bytes_of_their_own_dtype() -> None:
-    import jax.numpy as jnp
+class Threads:
+    """What processes of a gang that are threads here say to each other."""
 
+    def __init__(self, size):
+        self.size, self.meeting, self.said = size, threading.Barrier(size), {}
+
+    def heard(self, rank, news):
+        self.said[rank] = news
+        self.meeting.wait(10)
+        of_all = [self.said[rank] for rank in range(self.size)]
+        self.meeting.wait(10)
+        return of_all
+
+
+class Member(Alone):
+    """One of them, which adds up and gathers as `Joined` does."""
+
+    def __init__(self, threads, rank):
+        super().__init__()
+        self.threads, self.rank, self.size, self.met = threads, rank, threads.size, []
+
+    def summed(self, tree):
+        self.met.append("summed")
+        leaves, structure = jax.tree.flatten(tree)
+        arrays = [np.asarray(leaf) for leaf in leaves]
+        vectors = self.threads.heard(self.rank, as_vector(arrays, self.size))
+        return jax.tree.unflatten(structure, of_vector(sum(vectors), arrays, self.size))
+
+    def gathered(self, tree):
+        self.met.append("gathered")
+        return self.threads.heard(self.rank, tree)
+
+
+@pytest.mark.parametrize(
+    ("size", "every_kind"),
+    [(2, False), (2, True), (257, False)],  # integers of up to 256 processes travel by 16 bits
+    ids=["sums", "every kind", "sums of many"],
+)
+def test_an_exchange_merges_as_one_process_would(size, every_kind) -> None:
+    """Whole numbers in float32, so that no order of adding rounds: the exchange must give the very same."""
+    groups = {"mean": None, "counts": group.add}
+    if every_kind:
+        pair = group.fold(np.float32(0), lambda t, v: t + v, lambda a, b: a + b)
+        groups |= {
+            "most": group.maximum,
+            "masked": group.modular(7),
+            "each": group.stack,
+            "own": pair,
+            "any": group.add,
+        }
+    stages = {part: sf.aggregators.mean()._replace(group=of) for part, of in groups.items()}
+    phase = sf.Phase(lambda state, key: state, None, stages, lambda *given: given)
+
+    def totals(rank):
+        draw = np.random.default_rng(rank)
+        whole = lambda *shape: jnp.asarray(draw.integers(-99, 99, shape).astype("f4"))
+        parts = {
+            "mean": (whole(5), whole()),
+            "counts": jnp.asarray(draw.integers(-(2**31), 2**31, 4), "int32"),
+            "most": whole(2, 2),
+            "masked": jnp.asarray(draw.integers(0, 7, 3), "uint32"),
+            "each": group.Stacked(whole(size), jnp.arange(size) == rank),
+            "own": whole(),
+            "any": jnp.asarray(draw.integers(0, 2, 4), bool),
+        }
+        metrics = {"loss": whole(), "seen": jnp.asarray(rank == 1)} if every_kind else {"loss": whole()}
+        invalid = jnp.int32(17 - rank if rank < 2 else NOBODY)
+        return Totals(
+            {part: parts[part] for part in groups}, metrics, jnp.int32(rank + 1), jnp.int32(rank % 2), invalid
+        )
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        expected = functools.reduce(functools.partial(merge, phase), map(totals, range(size)))
+    threads = Threads(size)
+
+    def one(rank):
+        gang = Member(threads, rank)
+        return exchanged(gang, phase, totals(rank)), gang.met
+
+    with ThreadPoolExecutor(size) as pool:
+        found, met = zip(*pool.map(one, range(size)), strict=True)
+    assert met == ((["summed", "gathered"] if every_kind else ["summed"]),) * size
+    for theirs in (found[0], found[-1]):
+        assert jax.tree.structure(theirs) == jax.tree.structure(expected)
+        for a, b in zip(jax.tree.leaves(theirs), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+            assert a.dtype == b.dtype
+
+
+def test_arrays_travel_as_bytes_of_their_own_dtype() -> None:
     arrays = [np.arange(6, dtype=np.int8).reshape(2, 3), np.zeros((0, 4)), np.asarray(jnp.bfloat16(1.5)), np.True_]
     arrays = [np.asarray(array) for array in arrays]
     again = _cut(_flat(arrays), [[array.dtype.name, list(array.shape)] for array in arrays])

@@ -21,6 +21,7 @@ from sumfold import keys, tree
 from sumfold.core.client import Briefing, Start, client_half, report_shapes
 from sumfold.core.cohort import Cohort
 from sumfold.core.group import add
+from sumfold.core.pure import leaked
 from sumfold.core.round import HostWork, Measured, Metrics, Phase, Round
 from sumfold.core.store import ClientStore
 from sumfold.errors import CompositionError, DataError, StateError
@@ -323,8 +324,12 @@ def step(run: Callable[[State, Cohort], Outcome], state: State, cohort: Cohort) 
     Raises:
         DataError: when a client's weight was negative or not finite, naming the client. The state passed in is
             untouched.
+        CompositionError: when a value is used that a function put away while it was traced.
     """
-    outcome = run(state, cohort)
+    try:
+        outcome = run(state, cohort)
+    except jax.errors.UnexpectedTracerError as error:  # such as one that `finalize` put away
+        raise leaked(error) from error
     invalid = int(outcome.invalid)
     if invalid < NOBODY:
         raise DataError(

@@ -7,20 +7,24 @@ same bits as they: what XLA makes of a program depends on what stands around it,
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jax import export
+from jax.extend.core import ClosedJaxpr
 
 from sumfold import keys, tree
 from sumfold.core.client import Briefing, ClientHalf, Keeping, Start, Upload
-from sumfold.core.round import Batch
+from sumfold.core.driver import State
+from sumfold.core.pure import check_calls, check_kept
+from sumfold.core.round import Batch, Round
 from sumfold.errors import CompositionError
 from sumfold.tree import Tree
 
-__all__ = ["Forms", "export_half", "loaded"]
+__all__ = ["Forms", "each_half", "export_half", "forms", "loaded", "traced"]
 
 
 _exporting = threading.Lock()
@@ -63,20 +67,51 @@ def export_half(half: ClientHalf, forms: Forms, platforms: Sequence[str] | None 
     kept and the rows held. All are flat lists of leaves.
 
     Raises:
-        CompositionError: for client work that calls back into Python.
+        CompositionError: for client work that calls back into Python, or has another side effect.
     """
-    key, number = tree.shape((2,), "uint32"), tree.shape((), "int32")
-    start = Start(forms.briefing, forms.memory, forms.kept, number)
-    inputs: dict[str, tuple[Tree, ...]] = {
-        "fresh": (forms.briefing, forms.kept),
-        "init": (start, key),
-        "finish": (start, forms.carry, key),
-    }
-    if forms.batch is not None:
-        inputs["step"] = (start, forms.carry, forms.batch, key, number)
-    programs = _programs(half, start, forms)
+    check_calls(traced(half, forms), prints=False)
+    programs, inputs = _programs(half, forms), _inputs(forms)
     with _no_source_locations():
         return {name: _serialised(programs[name], given, platforms) for name, given in inputs.items()}
+
+
+def traced(half: ClientHalf, forms: Forms) -> dict[str, ClosedJaxpr]:
+    """What `export_half` exports, before it is exported; traced anew each time.
+
+    Raises:
+        CompositionError: for client work that uses what was put away in an earlier tracing.
+    """
+    programs = _programs(half, forms)
+    found = {
+        name: jax.make_jaxpr(programs[name])(*map(jax.tree.leaves, given)) for name, given in _inputs(forms).items()
+    }
+    check_kept(found)
+    return found
+
+
+def each_half(
+    round: Round, halves: Sequence[ClientHalf], state: State, batch: Batch | None
+) -> Iterator[tuple[ClientHalf, Forms]]:
+    """The client half of every phase with the shapes that it takes in a round that begins with `state`; nothing runs.
+
+    Args:
+        round: the algorithm.
+        halves: of its phases.
+        state: arrays or shapes.
+        batch: the shapes of a batch; None where there is no row.
+    """
+
+    def brief(i: int, algorithm: Tree, memories: Tree, seed: Any) -> Briefing:
+        phase = round.phases[i]
+        public = {part: stage.share(memories[part]) for part, stage in phase.aggregate.items()}
+        return Briefing(phase.broadcast(algorithm, keys.typed(seed)), public)
+
+    kept: Tree = ()
+    for i, half in enumerate(halves):
+        briefing = jax.eval_shape(functools.partial(brief, i), state.algorithm, state.stages[i], state.seed)
+        made = forms(half, briefing, kept, batch)
+        kept = made.keeping.kept
+        yield half, made
 
 
 def loaded(programs: Mapping[str, bytes]) -> dict[str, export.Exported]:
@@ -110,9 +145,26 @@ def _no_source_locations() -> Iterator[None]:
             config.update("jax_traceback_in_locations_limit", before)
 
 
-def _programs(half: ClientHalf, start_shapes: Start, forms: Forms) -> dict[str, Callable[..., Any]]:
+def _start(forms: Forms) -> Start:
+    return Start(forms.briefing, forms.memory, forms.kept, tree.shape((), "int32"))
+
+
+def _inputs(forms: Forms) -> dict[str, tuple[Tree, ...]]:
+    """What each program takes."""
+    start, key, number = _start(forms), tree.shape((2,), "uint32"), tree.shape((), "int32")
+    inputs: dict[str, tuple[Tree, ...]] = {
+        "fresh": (forms.briefing, forms.kept),
+        "init": (start, key),
+        "finish": (start, forms.carry, key),
+    }
+    if forms.batch is not None:
+        inputs["step"] = (start, forms.carry, forms.batch, key, number)
+    return inputs
+
+
+def _programs(half: ClientHalf, forms: Forms) -> dict[str, Callable[..., Any]]:
     """The client half as functions of flat lists of leaves."""
-    start_tree, carry_tree, batch_tree = map(tree.structure, (start_shapes, forms.carry, forms.batch))
+    start_tree, carry_tree, batch_tree = map(tree.structure, (_start(forms), forms.carry, forms.batch))
     briefing_tree, kept_tree = tree.structure(forms.briefing), tree.structure(forms.kept)
     un = tree.unflatten
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
+from sumfold.aligned import aligned
 from sumfold.errors import DataError
 
 Array = npt.NDArray[Any]
@@ -466,19 +467,12 @@ def joined(clients: Sequence[Client]) -> Tree:
     return unflatten(structure, columns)
 
 
-_ALIGNMENT = 64
-"""Bytes to which XLA wants an array aligned on a CPU: it takes such an array as it is, and copies others."""
-
-
 def _joined(arrays: Sequence[npt.NDArray[Any]], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """`np.concatenate` into memory that a CPU device uses without a copy."""
     if dtype.hasobject:
         return np.concatenate(arrays, dtype=dtype)
     shape = (sum(len(array) for array in arrays), *arrays[0].shape[1:])
-    room = np.empty(int(np.prod(shape)) * dtype.itemsize + _ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % _ALIGNMENT
-    whole = room[start : start + len(room) - _ALIGNMENT].view(dtype).reshape(shape)
-    return np.concatenate(arrays, out=whole)
+    return np.concatenate(arrays, out=aligned(shape, dtype))
 
 
 def _check_one_kind(clients: Sequence[Client]) -> None:

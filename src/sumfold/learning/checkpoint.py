@@ -386,7 +386,7 @@ def _digest(state: State) -> str:
     """Of the names, dtypes, shapes and bytes of a state's arrays."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     arrays = [(path, leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)) for path, leaf in leaves]
-    return _hash("\n".join(f"{tree.name(path)} {_canonical(array)}" for path, array in arrays).encode())
+    return _hash("\n".join(f"{tree.name(path)} {canonical(array)}" for path, array in arrays).encode())
 
 
 def _recognise(here: Path, theirs: Mapping[str, str], mine: Mapping[str, str]) -> None:
@@ -426,35 +426,13 @@ def program(process: Process, batch: Batch | None) -> str | None:
         batch: the shapes of a batch; None where no client has examples.
     """
     algorithm, template = process.round, process._template
-
-    def traced(state: Tree, stages: Tree, batch: Batch | None, seed: Array, number: Array, rows: Array) -> Tree:
-        def sigma(i: int, briefing: Briefing, kept: Tree) -> tuple[list[Totals], Tree]:
-            key = keys.typed(seed)
-            phase, half = algorithm.phases[i], client_half(algorithm.phases[i])
-            start = Start(briefing, half.fresh(briefing, kept), kept, rows)
-            carry = half.init(start, key)
-            if batch is not None and half.step is not None:
-                carry = half.step(start, carry, batch, key)
-            upload, keeping = half.finish(start, carry, key)
-            totals = nothing(phase, briefing, kept, 1)
-            parts = {
-                part: (stage.group or add).accumulate(totals.parts[part], upload.parts[part], jnp.int32(0))
-                for part, stage in phase.aggregate.items()
-            }
-            metrics = tree.add(totals.metrics, upload.metrics)
-            return [totals._replace(parts=parts, metrics=metrics)], keeping.kept
-
-        return play(algorithm, server_of(algorithm), state, stages, seed, number, sigma, ())
-
-    seed = tree.shape((2,), np.uint32)
-    number = jax.eval_shape(lambda: jnp.int32(0))
     try:
-        closed = jax.make_jaxpr(traced)(template.algorithm, template.stages, batch, seed, number, number)
+        closed = one_client(algorithm, template.algorithm, template.stages, batch)
     except Exception:  # client work that is no array program, or a model that traces under its runtime only
         return None
     batching = [tuple(phase.work.batching) for phase in algorithm.phases]
     ready = process.batching is None
-    version, parts = f"jax-{jax.__version__}", repr((_canonical(closed), batching, ready))
+    version, parts = f"jax-{jax.__version__}", repr((canonical(closed), batching, ready))
     own = [code_identity(phase.work.run) for phase in algorithm.phases if isinstance(phase.work, HostWork)]
     if own:  # compiled code is the same under one version of Python only
         version, parts = f"{version}-python-{sys.version_info[0]}.{sys.version_info[1]}", repr((parts, own))
@@ -463,44 +441,3 @@ def program(process: Process, batch: Batch | None) -> str | None:
 
 def _hash(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def _canonical(value: Any) -> str:
-    """A parameter of a traced program as text without addresses; of what is only an object, its type."""
-    if isinstance(value, jaxprs.ClosedJaxpr):
-        return _hash("\n".join([_equations(value.jaxpr), *map(_canonical, value.consts)]).encode())
-    if isinstance(value, jaxprs.Jaxpr):
-        return _hash(_equations(value).encode())
-    if isinstance(value, (jax.Array, np.ndarray)):
-        data = jax.random.key_data(value) if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) else value
-        array = np.ascontiguousarray(data)
-        return f"{array.dtype}{array.shape}{_hash(array.tobytes())}"
-    if value is None or isinstance(value, (str, int, float, complex, np.generic, np.dtype, Enum)):
-        return repr(value)
-    if isinstance(value, (tuple, list)):
-        return f"({','.join(map(_canonical, value))})"
-    if isinstance(value, Mapping):
-        return f"{{{','.join(f'{name}:{_canonical(value[name])}' for name in sorted(value, key=str))}}}"
-    return type(value).__name__
-
-
-def _equations(jaxpr: Any) -> str:
-    """A jaxpr as text, its variables numbered in the order in which they appear."""
-    numbers: dict[Any, int] = {}
-    count = itertools.count()
-
-    def named(variable: Any) -> str:
-        if isinstance(variable, jaxprs.Literal):
-            return f"{_canonical(variable.val)}:{variable.aval}"
-        if variable not in numbers:
-            numbers[variable] = next(count)
-        return f"{numbers[variable]}:{variable.aval}"
-
-    def line(equation: Any) -> str:
-        params = {name: value for name, value in equation.params.items() if name != "name"}
-        inputs, outputs = (" ".join(map(named, ends)) for ends in (equation.invars, equation.outvars))
-        return f"{outputs} = {equation.primitive.name}{_canonical(params)} {inputs}"
-
-    inputs = " ".join(map(named, (*jaxpr.constvars, *jaxpr.invars)))
-    body = [line(equation) for equation in jaxpr.eqns]
-    return "\n".join([inputs, *body, " ".join(map(named, jaxpr.outvars))])

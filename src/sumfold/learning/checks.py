@@ -20,6 +20,7 @@ from sumfold.errors import CompositionError, DataError
 from sumfold.learning.labels import classes_of
 from sumfold.models.host import HostModel
 from sumfold.models.model import Model, Parts, unpack
+from sumfold.tree import Tree
 
 __all__ = [
     "Labels",
@@ -35,6 +36,9 @@ __all__ = [
     "check_seed",
     "labels_of",
 ]
+
+_LABELS_AT_ONCE = 1 << 22
+"""Labels that are looked at together: they may lie in a file."""
 
 
 def check_model(model: Any, *, own_loop: bool = False) -> None:
@@ -225,12 +229,19 @@ class Labels(NamedTuple):
         classes: how many the loss knows; 0 when it does not index with its labels.
         low, high: float64[K], the range of each client's labels; of rows that weigh something.
         weight: float64[K], each client's smallest example weight.
+        narrow: the labels' dtype where it is signed and cannot count to the last class; None elsewhere.
+        wrapped: float64[K], with `narrow`, each client's lowest label other than -1 and -100, by which programs mark
+            rows to ignore; of rows that weigh something.
+        columns: with `narrow`, how many there are to choose among.
     """
 
     classes: int
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     weight: NDArray[np.float64]
+    narrow: np.dtype[Any] | None = None
+    wrapped: NDArray[np.float64] | None = None
+    columns: int = 0
 
 
 def labels_of(federation: Federation, model: Model, parts: Parts, batch: Batch) -> Labels:
@@ -247,25 +258,58 @@ def labels_of(federation: Federation, model: Model, parts: Parts, batch: Batch) 
     nothing = np.zeros(len(federation))
     weights = None if weight is None else np.asarray(weight, np.float64).reshape(len(weight), -1).min(1)
     lightest = nothing if weights is None else _each(federation, weights, np.minimum, np.inf)
-    if classes is None:
+    columns = (classes or _columns(outputs, unpack(batch.examples)[1])) if traced else 0
+    narrow = _narrow(np.dtype(leaves[0].dtype), columns) if columns else None
+    if classes is None and narrow is None:
         return Labels(0, nothing, nothing, lightest)
-    values = np.asarray(leaves[0], np.float64).reshape(len(leaves[0]), -1)
-    low, high = values.min(1), values.max(1)
+    low, high, wrapped = _extremes(leaves[0], narrow is not None)
     if weights is not None:
-        low, high = np.where(weights == 0, 0, low), np.where(weights == 0, 0, high)
+        low, high, wrapped = (np.where(weights == 0, 0, some) for some in (low, high, wrapped))
     return Labels(
-        classes,
+        classes or 0,
         _each(federation, low, np.minimum, np.inf),
         _each(federation, high, np.maximum, -np.inf),
         lightest,
+        narrow,
+        _each(federation, wrapped, np.minimum, np.inf),
+        columns,
     )
+
+
+def _columns(outputs: Tree, y: Tree) -> int:
+    """Among how many outputs a label may choose: there is one axis more than labels have. 0 where there is none."""
+    made, labels = jax.tree.leaves(outputs), jax.tree.leaves(y)
+    if len(made) == len(labels) == 1 and made[0].shape[:-1] == labels[0].shape:
+        return int(made[0].shape[-1])
+    return 0
+
+
+def _narrow(dtype: np.dtype[Any], columns: int) -> np.dtype[Any] | None:
+    """The dtype if it is signed, of 16 bits at most, and cannot count to the last column."""
+    signed = dtype.kind == "i" and dtype.itemsize <= 2
+    return dtype if signed and columns - 1 > np.iinfo(dtype).max else None
+
+
+def _extremes(labels: Any, signed: bool) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Of each row the smallest and the largest label, and the smallest that is no mark; some rows at a time."""
+    rows = len(labels)
+    low, high, wrapped = np.zeros(rows), np.zeros(rows), np.zeros(rows)
+    step = max(_LABELS_AT_ONCE // max(int(np.prod(labels.shape[1:])), 1), 1)
+    for begin in range(0, rows if labels.size else 0, step):
+        some = np.asarray(labels[begin : begin + step])
+        some = some.reshape(len(some), -1)
+        at = slice(begin, begin + len(some))
+        low[at], high[at] = some.min(1), some.max(1)
+        if signed:
+            wrapped[at] = np.where((some == -1) | (some == -100), 0, some).min(1)
+    return low, high, wrapped
 
 
 def check_labels(labels: Labels | None, federation: Federation, positions: NDArray[np.int64]) -> None:
     """Refuse labels outside the model's classes and negative weights of the clients that take part.
 
     Raises:
-        DataError: naming the first such client.
+        DataError: naming the first such client; and their dtype, where they are negative since they did not fit it.
     """
     if labels is None:
         return
@@ -277,6 +321,18 @@ def check_labels(labels: Labels | None, federation: Federation, positions: NDArr
             "weights of at least 0",
             "look at how the weights were made; 0 leaves a row out",
         )
+    if labels.narrow is not None and labels.wrapped is not None:
+        wrapped, dtype = labels.wrapped[positions], labels.narrow
+        for place in np.flatnonzero(wrapped < 0)[:1]:
+            came, most = int(wrapped[place]), np.iinfo(dtype).max
+            raise DataError(
+                "SF-DATA-059",
+                f"the label {came} at client {federation.ids[int(positions[place])]!r}: labels are stored as {dtype}, "
+                f"whose largest value is {most}, and there are {labels.columns} columns of outputs to choose among",
+                f"class numbers from 0 to {labels.columns - 1} in a dtype that holds them",
+                f"make them of {'uint8' if labels.columns <= 256 else 'uint16'} or int32 before they become {dtype}, "
+                f"in which {came + 2 * (most + 1)} is {came}",
+            )
     if not labels.classes:
         return
     for place in np.flatnonzero((low < 0) | (high > labels.classes - 1))[:1]:

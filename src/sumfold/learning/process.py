@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from numpy.typing import NDArray
 
 from sumfold import keys, tree
 from sumfold.core.batching import Batching
@@ -155,19 +156,31 @@ class Process:
             DataError, TypeMismatchError: for data that the model cannot take, or an invalid weight.
             CompositionError: after a round whose client learning rate can be read, and is not finite.
         """
-        state = recognise(self.round, self._template, state)
+        recognise(self.round, self._template, state)
         whole, among = as_federation(client_data, clients, self._kept)
-        federation, positions = whole.cohort(among)
+        state = self._own(state, client_data, len(whole))
+        return self._one(state, self._cohort(whole, among, state))
+
+    def _own(self, state: Any, client_data: Any, population: int) -> State:
+        """The state as this algorithm's own, for these clients."""
+        state = recognise(self.round, self._template, state)
         if isinstance(client_data, Federation) and state.clients:
             check_remembered(state.clients, client_data, self._met.setdefault(client_data.whole, set()))
+        return self._populated(state, population)
+
+    def _cohort(self, whole: Federation, among: NDArray[np.int64], state: State) -> Cohort:
+        """The clients of a round, checked."""
+        federation, positions = whole.cohort(among)
         self._check(federation, state)
-        state = self._populated(state, len(whole))
         check_labels(self._checked[federation][1], federation, positions)
-        drawn_from = None if whole is federation else (whole, among)
-        after, metrics = step(self._run, state, Cohort(federation, positions, drawn_from))
+        return Cohort(federation, positions, None if whole is federation else (whole, among))
+
+    def _one(self, state: State, cohort: Cohort, run: Callable[[State, Cohort], Outcome] | None = None) -> Output:
+        """The round, by the runtime or another function that has it."""
+        after, metrics = step(run or self._run, state, cohort)
         check_rate(metrics, int(state.round))
         if self.by_client is not None:
-            metrics = self.by_client(metrics, [federation.ids[position] for position in positions.tolist()])
+            metrics = self.by_client(metrics, [cohort.client(place) for place in range(len(cohort.positions))])
         return Output(after, metrics)
 
     @user_facing

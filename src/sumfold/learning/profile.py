@@ -9,10 +9,10 @@ convolutions of the clients' steps (`sumfold.simulation.flops`) with a large mat
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,6 @@ from sumfold.simulation.flops import flops, gemm_peak
 from sumfold.simulation.meter import COMPILE, Meter
 
 __all__ = ["Profile", "Timing", "Watch", "profile_of"]
-
-T = TypeVar("T")
 
 ROWS = {
     "clients": "clients' steps",
@@ -69,6 +67,7 @@ class Profile(NamedTuple):
         flops_per_second: operations of the clients' steps by the time that they took; None where unknown.
         peak: operations a second of a large matrix product here, measured now; None where nothing compares to it.
         advice: one line, or None when nothing stands out.
+        kernel: how clients ran, and why so; None where the runtime chooses nothing.
 
     Example:
         >>> print(Profile(
@@ -98,6 +97,7 @@ class Profile(NamedTuple):
     flops_per_second: float | None
     peak: float | None
     advice: str | None
+    kernel: str | None = None
 
     @property
     def share_of_peak(self) -> float | None:
@@ -130,7 +130,7 @@ class Profile(NamedTuple):
                 f"{reached:.3g} GFLOP/s in clients' steps: {_percent(reached / possible)} of a large matrix product "
                 f"({possible:.0f})"
             ]
-        return "\n".join([*lines, *([self.advice] if self.advice else [])])
+        return "\n".join([*lines, *(line for line in (self.kernel, self.advice) if line)])
 
     def __repr__(self) -> str:
         return str(self)
@@ -167,24 +167,16 @@ class Timing:
 class Watch:
     """Measures the loop around the rounds of one start."""
 
-    def __init__(self, process: Process, every: Mapping[str, int]) -> None:
-        self._process, self._every = process, every
+    def __init__(self, process: Process, every: Mapping[str, int], first: int = 0) -> None:
+        self._process, self._every, self._first = process, every, first
         self._meter, self._rounds = Meter(), 0
         self._before = _engine(process)
         self._begin = perf_counter()
         self.span = self._meter.span
 
-    def each(self, cohorts: Iterable[T]) -> Iterator[T]:
-        """The cohorts; drawing them is measured, and each is a round."""
-        drawn = iter(cohorts)
-        while True:
-            with self.span("cohorts"):
-                ended = object()
-                found: Any = next(drawn, ended)
-            if found is ended:
-                return
-            self._rounds += 1
-            yield found
+    def trained(self, done: int) -> None:
+        """So many rounds of the run are trained now."""
+        self._rounds = done - self._first
 
     def timing(self) -> Timing:
         """What was measured so far."""
@@ -234,8 +226,18 @@ def profile_of(timing: Timing, first: int, metrics: list[dict[str, Any]]) -> Pro
         flops_per_second=operations / computed if operations else None,
         peak=gemm_peak() if operations else None,
         advice=None,
+        kernel=_kernel(timing.process),
     )
     return profile._replace(advice=_advice(profile, timing.every, timing.cache))
+
+
+def _kernel(process: Process | None) -> str | None:
+    """What the engine chose, in words; None where it chose nothing."""
+    chosen = {} if process is None else process._engine
+    if not chosen:
+        return None
+    how = f"{chosen['lanes']} lanes" if chosen["lanes"] else "one client after the other"
+    return f"{how} in a stream, {chosen['streams']} streams at most ({chosen['why']})"
 
 
 def _operations(process: Process | None, steps: Mapping[int, int]) -> int | None:
@@ -291,7 +293,7 @@ def _advice(profile: Profile, every: Mapping[str, int], cache: bool) -> str | No
         found += [(cost, f"{_percent(cost)} of time in callbacks: do less there, or only every few rounds")]
     if share.get("data", 0.0) > 0.2:
         cost = share["data"]
-        found += [(cost, f"{_percent(cost)} of time placing data: pass the same Federation to every round")]
+        found += [(cost, f"{_percent(cost)} of time placing data: pass the same Federation to every round, in memory")]
     if share.get("plan", 0.0) > 0.25:
         cost = share["plan"]
         found += [(cost, f"{_percent(cost)} of time in planning: larger batches, for fewer and longer steps")]

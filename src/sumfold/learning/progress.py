@@ -67,13 +67,16 @@ def _bar(console: Any, rounds: int, before: int) -> Iterator[Display]:
 @contextlib.contextmanager
 def _lines(console: Any, rounds: int, before: int) -> Iterator[Display]:
     every, pace = max(1, rounds // _LINES), _pace(rounds, before)
+    told = before
 
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
     def done(finished: int, clients: int, values: str) -> None:
-        measured = pace(finished, clients)
-        if finished % every == 0 or finished == rounds:
+        nonlocal told
+        measured, due = pace(finished, clients), finished // every > told // every
+        told = finished
+        if due or finished == rounds:
             say("  ".join(word for word in (f"round {finished}/{rounds}", values, measured) if word))
 
     yield Display(done, say)

@@ -378,6 +378,12 @@ def cohort(policy: Policy, federation: Federation, seed: NDArray[np.uint32], num
     return picked(federation.ids, np.sort(positions))
 
 
+def early(policy: Policy) -> bool:
+    """Whether a policy depends on the draw alone for sure, and may be called before its turn."""
+    known = isinstance(policy, (_Uniform, _Weighted, _Poisson, _Fixed))
+    return known or (isinstance(policy, _Available) and isinstance(policy.trace, Mapping))
+
+
 def picked(ids: Any, positions: Int64) -> Any:
     """The ids at these positions; of a range or an array without a loop.
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from types import FrameType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -31,6 +30,7 @@ from sumfold.errors import (
     user_facing,
 )
 from sumfold.learning import checkpoint as checkpoints
+from sumfold.learning.ahead import Cohorts, is_policy, no_cohort
 from sumfold.learning.callbacks import Callback, EarlyStopping, Event
 from sumfold.learning.evaluate_clients import evaluate_clients as measure_clients
 from sumfold.learning.evaluate_clients import mean_over_clients, unlabelled
@@ -39,15 +39,13 @@ from sumfold.learning.ifca import Clustered
 from sumfold.learning.process import Process
 from sumfold.learning.profile import Watch
 from sumfold.learning.progress import shown
-from sumfold.learning.sampling import Policy, cohort, described, uniform
+from sumfold.learning.rounds import Rounds
+from sumfold.learning.sampling import Policy, described, uniform
 from sumfold.models.host import HostModel
 from sumfold.models.model import Model, describe, unpack
 from sumfold.simulation.gang import Gang, gang_of
 
 __all__ = ["check_counts", "evaluation", "train"]
-
-Ids: TypeAlias = Collection[Any] | None
-"""A cohort; None is everybody."""
 
 _log = logging.getLogger("sumfold")
 
@@ -73,7 +71,9 @@ def train(
     """Train for a number of rounds, and go on where an earlier call with the same checkpoint folder stopped.
 
     The same call gives the same bytes, whether it ran through or was killed and started again many times.
-    Ctrl-C stops after the round, saved; a second Ctrl-C stops at once.
+    Ctrl-C stops after the round, saved; a second Ctrl-C stops at once. Rounds of a model below 100,000 parameters may be
+    computed up to 16 at a time where nothing looks at the state in between (callbacks, evaluations, checkpoints); then
+    progress is shown, and Ctrl-C noticed, after so many.
 
     Args:
         process: the algorithm.
@@ -141,11 +141,13 @@ def train(
         if history.metrics:
             display.say(f"{checkpoint} has {'all' if before == last else 'the first'} {before} rounds")
         interrupted = stack.enter_context(_interruptible(display.say, gang))
-        watch = Watch(process, {"evaluation": evaluate_every, "checkpoint": checkpoint_every})
+        watch = Watch(process, {"evaluation": evaluate_every, "checkpoint": checkpoint_every}, before)
         try:
-            for ids in watch.each(_cohorts(federation, chosen, words, before, last)):
-                with watch.span("round"):
-                    trained = _trained(process, federation, ids, history)
+            periods = [(1, listeners), (evaluate_every, measure), (checkpoint_every, checkpoint is not None)]
+            upcoming = Cohorts(federation, chosen, words, range(before, last), [n for n, needed in periods if needed])
+            ahead = stack.enter_context(Rounds(process, federation, upcoming, watch))
+            while upcoming.left:
+                trained = _trained(ahead, history)
                 done = int(trained.state.round)
                 due = done % evaluate_every == 0 or done == last
                 history = _evaluated(measure, trained, watch) if due else trained
@@ -163,7 +165,7 @@ def train(
                     history = _told(listeners, "checkpoint", history, watch, gang)
                     with watch.span("checkpoint"):
                         keep(history)
-                display.done(done, len(federation) if ids is None else len(ids), _numbers(history))
+                display.done(done, ahead.clients, _numbers(history))
                 if history.stopped:
                     break
         except Exception:
@@ -173,12 +175,13 @@ def train(
     return dataclasses.replace(history, timing=watch.timing())
 
 
-# -- one round
+# -- some rounds
 
 
-def _trained(process: Process, federation: Federation, ids: Ids, history: History) -> History:
-    state, metrics = process.next(history.state, federation, clients=ids)
-    return dataclasses.replace(history, state=state, metrics=[*history.metrics, plain(metrics)])
+def _trained(rounds: Rounds, history: History) -> History:
+    """The history with one round more, or with several that the engine computes at once."""
+    state, metrics = rounds(history.state)
+    return dataclasses.replace(history, state=state, metrics=[*history.metrics, *map(plain, metrics)])
 
 
 def _evaluated(measure: Callable[[State], Any] | None, history: History, watch: Watch) -> History:
@@ -248,7 +251,7 @@ def _check_cohorts(federation: Federation, clients_per_round: Any, cohorts: Any,
                 f"a whole number from 1 to {len(federation)}",
                 "ask for fewer, or leave it out for everybody",
             )
-    if cohorts is None or _is_policy(cohorts):
+    if cohorts is None or is_policy(cohorts):
         return
     if isinstance(cohorts, (str, bytes)) or not isinstance(cohorts, Iterable):
         raise DataError(
@@ -258,35 +261,7 @@ def _check_cohorts(federation: Federation, clients_per_round: Any, cohorts: Any,
             "pass for example [['a', 'b'], ['c']], or sf.sampling.poisson(0.1)",
         )
     if isinstance(cohorts, Sized) and len(cohorts) < rounds:
-        raise _no_cohort(len(cohorts), rounds)
-
-
-def _no_cohort(number: int, rounds: int) -> DataError:
-    return DataError(
-        "SF-TRAIN-006",
-        f"cohorts end before round {number}",
-        f"one list of ids for each of the {rounds} rounds",
-        "pass more cohorts, or ask for fewer rounds",
-    )
-
-
-def _is_policy(cohorts: Any) -> bool:
-    return callable(cohorts) and not isinstance(cohorts, Iterable)
-
-
-def _cohorts(federation: Federation, chosen: Any, words: Any, before: int, last: int) -> Iterator[Ids]:
-    """The cohorts of rounds `before` to `last` by a policy, an iterable or None (everybody)."""
-    given: Iterator[Any] = iter(()) if chosen is None or _is_policy(chosen) else itertools.islice(chosen, before, None)
-    for number in range(before, last):
-        if chosen is None:
-            yield None
-        elif _is_policy(chosen):
-            yield cohort(chosen, federation, words, number)
-        else:
-            ids = next(given, None)
-            if ids is None:
-                raise _no_cohort(number, last)
-            yield ids if hasattr(ids, "__len__") else list(ids)
+        raise no_cohort(len(cohorts), rounds)
 
 
 def evaluation(process: Process, evaluate: Any, evaluate_clients: Any = None) -> Callable[[State], Any] | None:
@@ -405,7 +380,7 @@ def _disk(
         yield made.pop(), lambda _: None, damaged
         return
     with checkpoints.folder(checkpoint) as here:
-        drawn = described(chosen) if _is_policy(chosen) else "everybody" if chosen is None else "given by cohorts"
+        drawn = described(chosen) if is_policy(chosen) else "everybody" if chosen is None else "given by cohorts"
         mine = checkpoints.identity(process, federation, begin, drawn)
         saved = checkpoints.resume(here, mine, damaged.append)
         if gang.size > 1:  # the folder may be one of this machine alone

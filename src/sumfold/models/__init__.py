@@ -7,6 +7,7 @@ from sumfold.models.flax import from_flax as from_flax
 from sumfold.models.functions import from_functions as from_functions
 from sumfold.models.host import HostModel as HostModel
 from sumfold.models.keras import from_keras as from_keras
+from sumfold.models.mixed_precision import mixed_precision as mixed_precision
 from sumfold.models.model import Model as Model
 from sumfold.models.sklearn import from_sklearn as from_sklearn
 from sumfold.models.torch import from_torch as from_torch
@@ -23,5 +24,6 @@ __all__ = [
     "from_sklearn",
     "from_torch",
     "load",
+    "mixed_precision",
     "save",
 ]

@@ -21,14 +21,12 @@ from jax import lax
 from jaxtyping import Array, Int32
 from numpy.typing import NDArray
 
+from sumfold.aligned import BORDER
 from sumfold.tree import Leaf, Tree
 
 __all__ = ["Window", "borrowed", "copied", "rows_at"]
 
-_BORDER = 64
-"""Bytes: XLA's alignment on a CPU."""
-
-_INDEX = 2**31 - _BORDER
+_INDEX = 2**31 - BORDER
 """Elements of a vector that 32-bit numbers can point into."""
 
 
@@ -54,7 +52,7 @@ def copied(array: NDArray[Any]) -> bool:
     It does where the array is not contiguous, begins between the borders of elements, or is too long for 32-bit
     numbers and does not lie on a border of 64 bytes.
     """
-    behind = array.ctypes.data % _BORDER
+    behind = array.ctypes.data % BORDER
     return not array.flags.c_contiguous or (behind > 0 and (behind % array.itemsize > 0 or array.size > _INDEX))
 
 
@@ -65,13 +63,13 @@ def borrowed(array: NDArray[Any], device: Any) -> Leaf | Window:
 
     Example:
         >>> x = np.arange(12, dtype=np.float32)[3:].reshape(3, 3)
-        >>> rows_at(borrowed(x, None), jnp.array([2, 0])).tolist()
+        >>> rows_at(borrowed(x, None), jax.numpy.array([2, 0])).tolist()
         [[9.0, 10.0, 11.0], [3.0, 4.0, 5.0]]
     """
     address = array.ctypes.data
-    if address % _BORDER == 0 or copied(array):
+    if address % BORDER == 0 or copied(array):
         return jax.device_put(array, device)
-    before = address % _BORDER // array.itemsize
+    before = address % BORDER // array.itemsize
     length = before + array.size
     memory: Any = (ctypes.c_byte * (length * array.itemsize)).from_address(address - before * array.itemsize)
     memory.owner = array  # whoever holds the vector holds the array's memory

@@ -15,10 +15,11 @@ one another's threads.
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ import numpy as np
 from sumfold import keys, tree
 from sumfold.core.batching import Batching
 from sumfold.core.client import Briefing, Memory, client_half
-from sumfold.core.cohort import Cohort
+from sumfold.core.cohort import Cohort, batch_shapes
 from sumfold.core.driver import (
     Notes,
     Outcome,
@@ -41,20 +42,38 @@ from sumfold.core.driver import (
     play,
     server_of,
 )
+from sumfold.core.exported import each_half, traced
+from sumfold.core.pure import check_calls, check_repeatable
 from sumfold.core.round import HostWork, Round
 from sumfold.core.store import ClientStore
 from sumfold.errors import CompositionError
+from sumfold.simulation import memory
+from sumfold.simulation.ahead import Ahead, Begun
 from sumfold.simulation.canonical import fast
-from sumfold.simulation.choice import GIVEN, Choice, clear, convolves, fitting, lanes_by_rule, model_size
+from sumfold.simulation.choice import (
+    GIVEN,
+    Choice,
+    as_given,
+    clear,
+    convolves,
+    fitting,
+    lane_bytes,
+    lanes_by_rule,
+    model_size,
+    narrowed,
+)
 from sumfold.simulation.cores import affordable, cores
+from sumfold.simulation.exchange import exchanged
+from sumfold.simulation.fused import Fused
 from sumfold.simulation.gang import Gang
 from sumfold.simulation.host import Hosted
 from sumfold.simulation.lanes import Course, lanes
 from sumfold.simulation.meter import Meter
 from sumfold.simulation.pinned import Pinned
-from sumfold.simulation.placement import Placement, Plans, Room, Seats
+from sumfold.simulation.placement import Placement, Plans, Room
 from sumfold.simulation.recall import Recall, commit
 from sumfold.simulation.stream import Clients, Table, stream, table_of
+from sumfold.simulation.trials import faster, mark
 from sumfold.simulation.workers import Workers
 from sumfold.tree import Tree
 
@@ -63,22 +82,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Bound"]
 
+_log = logging.getLogger("sumfold")
+
 _WORTHWHILE = 500.0
 """Microseconds of computation that one more stream should take over."""
 
+_FEW = 20_000
+"""Clients whose plan takes a few milliseconds."""
+
 _TRIAL_STEPS = 2048
 """Client steps of a trial: some ten milliseconds of a model that is small enough to need one."""
-
-
-class _Begun(NamedTuple):
-    """A round that is planned: who runs where, and what the clients of this process's streams remember."""
-
-    state: State
-    cohort: Cohort
-    seats: Seats
-    lanes: int
-    mine: range
-    ids: list[list[Any]]
 
 
 class Bound:
@@ -109,11 +122,17 @@ class Bound:
         self.choice: Choice | None = None
         self.parameters = -1  # of the message; known from the first round on
         self.recall = Recall(round, self.halves)
+        self.looked = False
+        self.ahead, self.fused = Ahead(self), Fused(self)
 
     def __call__(self, state: State, cohort: Cohort) -> Outcome:
         """One round; see `sumfold.core.driver.Runtime`."""
+        if not self.hosted:
+            with self.meter.span("data"):
+                cohort = self.placement.within_reach(cohort, self.devices[0])
         with self.meter.span("plan"):
-            begun = self._begun(state, cohort)
+            begun = self.ahead(state, cohort)
+        self.ahead.go()
         if self.options.deterministic and not self.hosted:
             return self._in_order(begun)
         if self.hosted or len(begun.seats.places) > 1:
@@ -138,10 +157,7 @@ class Bound:
             return []
         asked = self.options
         before = Choice(*(chosen[field] for field in Choice._fields))
-        self.choice = before._replace(streams=asked.streams or before.streams)
-        if asked.kernel or asked.lanes:
-            kernel = asked.kernel or "lanes"
-            self.choice = self.choice._replace(kernel=kernel, lanes=int(asked.lanes or before.lanes or 0), why=GIVEN)
+        self.choice = as_given(before, asked.kernel, asked.lanes)._replace(streams=asked.streams or before.streams)
         here = {"platform": self.devices[0].platform, "devices": len(self.devices)}
         here |= {"streams": asked.streams or (cores() if here["platform"] == "cpu" else before.streams)}
         there = {name: before.streams if name == "streams" else chosen[name] for name in here}
@@ -155,19 +171,31 @@ class Bound:
 
     # -- the plan
 
-    def _begun(self, state: State, cohort: Cohort) -> _Begun:
+    def _begun(self, state: State, cohort: Cohort) -> Begun:
         batchings = [phase.work.batching for i, phase in enumerate(self.round.phases) if i not in self.hosted]
         if self.parameters < 0:
             self.parameters = model_size(self.round, state)
+        if not self.looked and not self.hosted:
+            self._look(state, cohort)
         if self.choice is None:
-            self.choice = self._choose(state, cohort, batchings)
+            self.choice = self._affordable(self._choose(state, cohort, batchings), state)
         streams = self._streams(state, cohort, batchings, self.choice)
         seats = self.placement.seats(cohort, batchings, streams * self.gang.size, runs=self.options.deterministic)
         mine = range(self.gang.rank * streams, (self.gang.rank + 1) * streams)
         ids = [[cohort.client(int(p)) for p in seats.places[s]] if self.recall(state) else [] for s in mine]
         wanted = self.choice.lanes
-        abreast = wanted if self.choice.why == GIVEN else fitting(wanted, seats.total // len(seats.places))
-        return _Begun(state, cohort, seats, abreast, mine, ids)
+        abreast = wanted if self.choice.why.startswith(GIVEN) else fitting(wanted, seats.total // len(seats.places))
+        return Begun(state, cohort, seats, abreast, mine, ids)
+
+    def _look(self, state: State, cohort: Cohort) -> None:
+        """Refuse client work that no program can stand for, before the first round."""
+        batch = batch_shapes(cohort.data, 2)
+        for half, made in each_half(self.round, [client_half(phase) for phase in self.round.phases], state, batch):
+            programs = traced(half, made)
+            check_calls(programs, prints=not self.options.deterministic)
+            if self.options.deterministic:
+                check_repeatable(programs, traced(half, made), "deterministic=True")
+        self.looked = batch is not None
 
     def _streams(self, state: State, cohort: Cohort, batchings: Sequence[Batching], choice: Choice) -> int:
         """How many streams the cohort is worth: a function of what it computes, never of what was measured."""
@@ -197,12 +225,25 @@ class Bound:
             return Choice("lanes", wanted, streams, "rule")
         return self._tried(state, cohort, batchings, wanted, streams)
 
+    def _affordable(self, choice: Choice, state: State) -> Choice:
+        """The choice, with fewer lanes where so many copies of the model do not fit any process's device."""
+        if not choice.lanes:
+            return choice
+        free = memory.free(self.devices[0])
+        if self.gang.size > 1:  # all choose alike
+            free = min(int(some) for some in self.gang.gathered(np.int64(1 << 62 if free is None else free)))
+        made = narrowed(choice, lane_bytes(self.round, self.halves, state), free)
+        if made != choice:
+            now = f"{made.lanes} lanes" if made.lanes else "one client after the other"
+            _log.warning("%s lanes do not fit the device (%s): going on with %s", choice.lanes, made.why, now)
+        return made
+
     def _tried(self, state: State, cohort: Cohort, batchings: Sequence[Batching], wanted: int, streams: int) -> Choice:
         """The faster of both kernels on the first clients of the first phase: the only place that looks at a clock."""
         seats = self.placement.seats(cohort, batchings, streams)
-        seconds = {}
-        for abreast in (0, fitting(wanted, seats.total // streams)):
-            begun = _Begun(state, cohort, seats, abreast, range(streams), [[]] * streams)
+
+        def seconds(abreast: int) -> float:
+            begun = Begun(state, cohort, seats, abreast, range(streams), [[]] * streams)
             plans, steps = _shortened(self._plan(0, begun, 0, self._rooms(0, begun)), _TRIAL_STEPS)
             standing = _standing(state)
             briefing = self.server.brief(0, standing, state.seed, np.int32(state.round))
@@ -214,14 +255,16 @@ class Bound:
                 began = time.perf_counter()
                 _finished(self.phase(0, seats.total, briefing, *given))
                 taken.append(time.perf_counter() - began)
-            seconds[abreast] = min(taken[1:]) / max(steps, 1)
-        best = min(seconds, key=lambda abreast: seconds[abreast])
-        told = ", ".join(f"{n or 'no'} lanes {s * 1e6:.1f}" for n, s in seconds.items())
-        return Choice("lanes" if best else "sequential", wanted if best else 0, streams, f"µs a client step: {told}")
+            return min(taken[1:]) / max(steps, 1)
+
+        about = self.devices[0].platform, self.devices[0].device_kind, streams, batchings[0]
+        known = mark(self.round, self.halves, state, cohort, batchings[0], about)
+        best, why = faster(known, (0, fitting(wanted, seats.total // streams)), seconds)
+        return Choice("lanes" if best else "sequential", wanted if best else 0, streams, why)
 
     # -- Σ, in three ways
 
-    def _whole(self, begun: _Begun) -> Outcome:
+    def _whole(self, begun: Begun) -> Outcome:
         """One stream, one program."""
         state, cohort = begun.state, begun.cohort
         plans = tuple(self._plan(i, begun, 0, self._rooms(i, begun)) for i in range(len(self.round.phases)))
@@ -263,7 +306,7 @@ class Bound:
         *played, (_, counted) = play(self.round, server_of(self.round), algorithm, stages, seed, number, sigma, carried)
         return *played, (tuple(after), counted)
 
-    def _side_by_side(self, begun: _Begun) -> Outcome:
+    def _side_by_side(self, begun: Begun) -> Outcome:
         """A program for each stream, or Python functions; the server's programs in between."""
         state, cohort, seats = begun.state, begun.cohort, begun.seats
         streams = range(len(begun.mine))
@@ -286,24 +329,30 @@ class Bound:
             else:
                 rooms = self._rooms(i, begun)
 
-                def one(s: int) -> tuple[Totals, Table]:
+                def one(s: int, plan: Plans | None) -> tuple[Totals, Table]:
                     device, (kept, present) = self._device(s), carried[s]
                     told = briefing if device is None else jax.device_put(briefing, device)
-                    plan = self._plan(i, begun, begun.mine[s], rooms)
+                    plan = self._plan(i, begun, begun.mine[s], rooms) if plan is None else plan
                     examples = self._examples(cohort, s)
                     given = (plan, examples, memories[s][i], seen[s], state.seed, np.int32(state.round))
                     with self.meter.span("clients"):
                         ended: tuple[Totals, Table] = _finished(self.phase(i, seats.total, told, kept, present, *given))
                     return ended
 
-                results = list(_threads(len(streams)).map(one, streams))
+                # Planning few clients is Python's work, which threads cannot share: it is done here, one stream's while
+                # those before it compute.
+                few, running = len(cohort.positions) <= _FEW, []
+                for s in streams:
+                    plan = self._plan(i, begun, begun.mine[s], rooms) if few else None
+                    running.append(_threads(len(streams)).submit(one, s, plan))
+                results = [stream.result() for stream in running]
             for s, (_, table) in zip(streams, results, strict=True):
                 after[s].append(table.memory)
             home = self.devices[0]
             sums = [t if self._device(s) is None else jax.device_put(t, home) for s, (t, _) in enumerate(results)]
             if self.gang.size > 1 and i not in self.hosted:
                 with self.meter.span("exchange"):
-                    sums = self.gang.gathered(self.merged(i, sums))
+                    sums = [exchanged(self.gang, self.round.phases[i], self.merged(i, sums))]
             return sums, [(table.kept, table.present) for _, table in results]
 
         carried: list[Tree] = [((), np.ones(seats.slots, bool)) for _ in streams]
@@ -314,7 +363,7 @@ class Bound:
             clients = self._committed(begun, [(tuple(after[s]), ended[s][1]) for s in streams])
         return Outcome(algorithm, stages, clients, metrics, invalid, Notes(failed, retried))
 
-    def _in_order(self, begun: _Begun) -> Outcome:
+    def _in_order(self, begun: Begun) -> Outcome:
         """Client by client, in runs of places; see `sumfold.simulation.pinned`."""
         cohort, seats, home = begun.cohort, begun.seats, self.devices[0]
         # Exported programs return arrays that are bound to a device; so bound from the start, nothing compiles twice.
@@ -372,7 +421,7 @@ class Bound:
     def _merged(self, i: int, sums: Sequence[Totals]) -> Totals:
         return functools.reduce(functools.partial(merge, self.round.phases[i]), sums)
 
-    def _exchanged(self, pinned: Pinned, zero: Totals, sums: list[Any], begun: _Begun) -> list[Any]:
+    def _exchanged(self, pinned: Pinned, zero: Totals, sums: list[Any], begun: Begun) -> list[Any]:
         """The sums of every process's streams, in the order of places."""
         clients = len(begun.cohort.positions)
         nodes = 2 * max(clients, 1).bit_length() + 2
@@ -382,7 +431,7 @@ class Bound:
         ranges = [range(end - len(places), end) for end, places in zip(ends, begun.seats.places, strict=True)]
         return [pinned.ordered.received(zero, some, one) for some, one in zip(ranges, arrays, strict=True)]
 
-    def _committed(self, begun: _Begun, remembered: list[Any]) -> ClientStore:
+    def _committed(self, begun: Begun, remembered: list[Any]) -> ClientStore:
         """The store with the memories of the clients of all processes."""
         if not self.recall(begun.state):
             return begun.state.clients
@@ -393,7 +442,7 @@ class Bound:
         ids = [everyone[r * streams : (r + 1) * streams] for r in range(self.gang.size)]
         return commit(begun.state.clients, ids, self.gang.gathered(remembered))
 
-    def _all_news(self, begun: _Begun, news: dict[Any, Tree]) -> dict[Any, Tree]:
+    def _all_news(self, begun: Begun, news: dict[Any, Tree]) -> dict[Any, Tree]:
         """The memories of the clients of all processes, each by its place in the cohort."""
         cohort, seats = begun.cohort, begun.seats
         ids = [cohort.client(place) for place in range(len(cohort.positions))]
@@ -419,25 +468,36 @@ class Bound:
         """Where a stream runs; None where there is no choice."""
         return None if self.options.devices is None else self.devices[stream % len(self.devices)]
 
-    def _rooms(self, i: int, begun: _Begun) -> tuple[Room, ...]:
-        return self.placement.rooms(begun.cohort, self.round.phases[i].work.batching, begun.seats)
+    def _rooms(self, i: int, begun: Begun) -> tuple[Room, ...]:
+        batching = self.round.phases[i].work.batching
+        return () if begun.plans else self.placement.rooms(begun.cohort, batching, begun.seats)
 
     def _examples(self, cohort: Cohort, stream: int) -> Tree:
         with self.meter.span("data"):
-            return self.placement.examples(cohort.data, self._device(stream))
+            sent = (lambda number: self.meter.count("bytes", number)) if cohort.drawn_from else (lambda number: None)
+            return self.placement.examples(cohort.data, self._device(stream), sent)
 
-    def _plan(self, i: int, begun: _Begun, stream: int, rooms: tuple[Room, ...]) -> Plans:
-        state, batching = begun.state, self.round.phases[i].work.batching
+    def _plan(self, i: int, begun: Begun, stream: int, rooms: tuple[Room, ...]) -> Plans:
         with self.meter.span("plan"):
-            plans = self.placement.clients(
-                begun.cohort, batching, state.seed, int(state.round), begun.seats, stream, rooms, begun.lanes
-            )
+            plans = begun.plans[i, stream] if begun.plans else self._arrays(i, begun, stream, rooms)
         for clients, course in plans:
             steps = int(clients.steps.sum())
             self.meter.count(f"steps {i}", steps)
             self.meter.count("lane steps", steps if course is None else int(course.length) * course.client.shape[1])
             self.meter.count("bytes", sum(np.asarray(a).nbytes for a in jax.tree.leaves((clients, course))))
         return plans
+
+    def _arrays(self, i: int, begun: Begun, stream: int, rooms: tuple[Room, ...]) -> Plans:
+        state, batching = begun.state, self.round.phases[i].work.batching
+        number = int(state.round)
+        return self.placement.clients(
+            begun.cohort, batching, state.seed, number, begun.seats, stream, rooms, begun.lanes
+        )
+
+    def _planned(self, begun: Begun) -> Begun:
+        """The round with the plans of all its phases and of this process's streams."""
+        rooms = {i: self._rooms(i, begun) for i in range(len(self.round.phases)) if i not in self.hosted}
+        return begun._replace(plans={(i, s): self._arrays(i, begun, s, rooms[i]) for i in rooms for s in begun.mine})
 
     def _metered(self, server: Server) -> Server:
         """The server's programs, with their time."""

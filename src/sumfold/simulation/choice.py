@@ -7,6 +7,7 @@ cache, and lose beyond, and they turn convolutions into grouped ones that a CPU 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,13 +17,26 @@ from sumfold import keys, tree
 from sumfold.core.client import Briefing, ClientHalf, Start
 from sumfold.core.cohort import Cohort, batch_shapes
 from sumfold.core.driver import State
-from sumfold.core.exported import forms
+from sumfold.core.exported import each_half, forms
 from sumfold.core.round import Round
+from sumfold.simulation import memory
+from sumfold.tree import Tree
 
-__all__ = ["GIVEN", "Choice", "clear", "convolves", "fitting", "lanes_by_rule", "model_size"]
+__all__ = [
+    "GIVEN",
+    "Choice",
+    "as_given",
+    "clear",
+    "convolves",
+    "fitting",
+    "lane_bytes",
+    "lanes_by_rule",
+    "model_size",
+    "narrowed",
+]
 
 GIVEN = "given"
-"""`Choice.why` where the user said how many lanes there are, however many clients."""
+"""How `Choice.why` begins where the user said how many lanes there are, however many clients."""
 
 _CACHE = 1 << 17
 """Parameters of all lanes together that still fit the second-level cache of a core with their gradients."""
@@ -103,6 +117,58 @@ def convolves(round: Round, half: ClientHalf, state: State, cohort: Cohort) -> b
     made = forms(half, briefing, (), batch)
     start = Start(made.briefing, made.memory, made.kept, tree.shape((), "int32"))
     return "conv_general_dilated" in str(jax.make_jaxpr(half.step)(start, made.carry, batch, keys.typed(state.seed)))
+
+
+def narrowed(choice: Choice, bytes_each: int, free: int | None) -> Choice:
+    """The choice with as many lanes as fit the device: halved until they do, in the end one client after the other.
+
+    Args:
+        choice: what would be best.
+        bytes_each: of one lane.
+        free: bytes that the device has left; None where it does not tell.
+
+    Example:
+        >>> narrowed(Choice("lanes", 64, 2, "given"), 1 << 20, 100 << 20)
+        Choice(kernel='lanes', lanes=16, streams=2, why='given 64 lanes, 128 MiB in 2 streams, and 50 MiB fit')
+        >>> narrowed(Choice("lanes", 64, 1, "rule"), 1 << 30, 1 << 30).kernel
+        'sequential'
+    """
+    budget, together = memory.for_lanes(free), bytes_each * choice.streams
+    lanes = memory.lanes_within(choice.lanes, together, budget)
+    if lanes == choice.lanes or budget is None:
+        return choice
+    streams = "one stream" if choice.streams == 1 else f"{choice.streams} streams"
+    needed = f"{memory.told(together * choice.lanes)} in {streams}, and {memory.told(budget)} fit"
+    why = f"{choice.why} {choice.lanes} lanes, {needed}"
+    return Choice("lanes" if lanes else "sequential", lanes, choice.streams, why)
+
+
+def as_given(before: Choice, kernel: str | None, lanes: int | None) -> Choice:
+    """What an interrupted run chose, with what the user asks for now; lanes that did not fit then are not tried again.
+
+    Example:
+        >>> before = Choice("lanes", 16, 2, "given 64 lanes, 128 MiB in 2 streams, and 50 MiB fit")
+        >>> as_given(before, None, 64) == before, as_given(before, None, 8).lanes
+        (True, 8)
+    """
+    if not kernel and not lanes:
+        return before
+    if lanes and before.why.startswith(f"{GIVEN} {lanes} lanes, "):
+        return before
+    return Choice(kernel or "lanes", int(lanes or before.lanes or 0), before.streams, GIVEN)
+
+
+def lane_bytes(round: Round, halves: Sequence[ClientHalf], state: State) -> int:
+    """Bytes of one lane in the phase that needs most: its carry before and after a step, and a gradient.
+
+    What a step computes in between comes on top; see `sumfold.simulation.memory`.
+    """
+    made = [forms for _, forms in each_half(round, halves, state, None)]
+    return max(2 * _bytes(some.carry) + _bytes(some.briefing.message) for some in made)
+
+
+def _bytes(shapes: Tree) -> int:
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
 def _power_of_two(number: int) -> int:

@@ -25,7 +25,8 @@ __all__ = ["Simulation"]
 class Simulation:
     """All clients on this machine, as fast as it can: the default runtime.
 
-    Clients run in streams, one on each core; data is placed on a device once and each round sends row numbers only.
+    Clients run in streams, one on each core; data is placed on a device once and each round sends row numbers only, or
+    its clients' rows where the data is larger than the device or lies in a large mapped file.
     Clients whose work is a Python function (PyTorch, scikit-learn) run in worker processes instead. Offers every kind
     of sum.
 
@@ -38,12 +39,12 @@ class Simulation:
             and fewer for rounds so short that they are not worth it.
         kernel: ``"sequential"``, clients of a stream one after the other, or ``"lanes"``, many abreast. By default
             lanes on an accelerator and for tiny models, where they are faster.
-        lanes: how many clients abreast.
+        lanes: how many clients abreast; fewer where so many copies of the model do not fit the device, which is logged.
         deterministic: the same bits for any devices, streams and processes, and as in `Loopback`: clients run by
             exported programs, one call a step, and are summed in a fixed order. Slower by some tens of microseconds a
             step. Clients whose work is a Python function give the bits that it gives.
         autotune: where the rule does not say which kernel is faster, try both in the first round (about a second,
-            most of it compilation); otherwise the rule's guess.
+            most of it compilation), and keep what came out beside the compiled programs; otherwise the rule's guess.
         host: where clients' Python functions run: `Workers` of this machine by default, or `Ray`.
 
     Raises:

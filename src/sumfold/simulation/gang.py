@@ -1,8 +1,8 @@
 """The processes that compute one round together: what the engine needs to know of the others.
 
 Every process of a gang holds the same state, plans the same round, runs its share of the streams and then exchanges
-the totals of that share: `gathered` is the only moment in a round at which processes meet. After it all of them run
-the same server half, so all hold the same state again. A single process is a gang of one.
+the totals of that share: `summed` and `gathered` are the only moments in a round at which processes meet. After them
+all run the same server half, so all hold the same state again. A single process is a gang of one.
 """
 
 from __future__ import annotations
@@ -30,6 +30,13 @@ class Gang(Protocol):
     def cores(self) -> int | None:
         """Cores that every one of them has; None where only this process can say."""
 
+    def summed(self, tree: Tree) -> Tree:
+        """The sum of the trees of all processes; host arrays, the same bytes in each. Waits as `gathered` does.
+
+        Args:
+            tree: leaves for which `sumfold.simulation.exchange.adds_up`.
+        """
+
     def gathered(self, tree: Tree) -> list[Tree]:
         """The trees of all processes, by rank; host arrays. Waits for the others, with a deadline."""
 
@@ -54,8 +61,12 @@ class Alone:
     def __init__(self) -> None:
         self.stopping = False
 
-    def gathered(self, tree: Tree) -> list[Tree]:
+    def summed(self, tree: Tree) -> Tree:
         """The tree itself."""
+        return tree
+
+    def gathered(self, tree: Tree) -> list[Tree]:
+        """The tree alone."""
         return [tree]
 
     def told(self, news: bytes) -> bytes:

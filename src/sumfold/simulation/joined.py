@@ -1,8 +1,9 @@
 """A gang of `jax.distributed` processes: how one is joined, and how its members exchange totals.
 
 Members find each other by `sumfold.simulation.rollcall`, which says what is wrong where JAX would end the program;
-then JAX connects them, and an exchange is one all-gather of one flat vector of bytes: gloo on a CPU, NCCL on a GPU. It
-begins after a meeting, at which all have arrived, so that no timeout of the collective's own can run out.
+then JAX connects them, and an exchange is one collective of one flat vector: gloo on a CPU, NCCL on a GPU. What adds up
+is all-reduced, see `sumfold.simulation.exchange`; anything else is gathered as bytes. It begins after a meeting, at
+which all have arrived, so that no timeout of the collective's own can run out.
 
 Whoever dies is noticed at the next meeting, and by JAX's heartbeat within ten seconds or so in the middle of a
 computation, where JAX ends the process by SIGABRT.
@@ -18,7 +19,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from types import TracebackType
 from typing import Any, NoReturn
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 
 from sumfold.errors import ProcessError
 from sumfold.simulation.cores import cores
+from sumfold.simulation.exchange import as_vector, of_vector
 from sumfold.simulation.launched import Membership
 from sumfold.simulation.rollcall import Card, RollCall, answer, call
 from sumfold.tree import Tree
@@ -40,7 +42,7 @@ _HEARTBEAT = 10
 """Seconds of silence after which JAX takes a process for dead."""
 
 _AT_ONCE = 256 << 20
-"""Bytes that all processes' vectors may have together on a device; longer ones are exchanged in pieces."""
+"""Bytes that an exchange may take on a device; longer vectors are exchanged in pieces."""
 
 _HELD: list[Joined] = []
 """The gang that this process belongs to, once it has joined one."""
@@ -66,12 +68,21 @@ class Joined:
         self._network: _Network | None = None
         self.code = 1
 
+    def summed(self, tree: Tree) -> Tree:
+        """The sum of the trees of all processes: the same bytes in each of them, and exact for integers."""
+        arrays, structure, _, shapes = _described(tree)
+        cards = self._meet({"kind": "add", "shapes": shapes, "facts": self._facts})
+        if any(card["shapes"] != shapes for card in cards):
+            mine = f"{len(arrays)} arrays of {sum(array.size for array in arrays)} numbers ({shapes})"
+            raise _disagreement(
+                "what they sum", [card["words"] for card in self._meet({"kind": "shapes", "words": mine})]
+            )
+        vector = self._connected().summed(as_vector(arrays, self.size))
+        return jax.tree.unflatten(structure, of_vector(vector, arrays, self.size))
+
     def gathered(self, tree: Tree) -> list[Tree]:
         """The trees of all processes, by rank."""
-        leaves, structure = jax.tree.flatten(tree)
-        arrays = [np.asarray(leaf) for leaf in jax.device_get(leaves)]
-        form = [[array.dtype.name, list(array.shape)] for array in arrays]
-        shapes = _digest(json.dumps(form) + str(structure))
+        arrays, structure, form, shapes = _described(tree)
         cards = self._meet({"kind": "sum", "shapes": shapes, "facts": self._facts})
         forms: list[Any] = [form] * self.size
         if any(card["shapes"] != shapes for card in cards):  # such as memories of clients, more here and fewer there
@@ -80,9 +91,7 @@ class Joined:
             if any(card["structure"] != cards[0]["structure"] for card in cards):
                 raise _disagreement("what they sum", [card["structure"] for card in cards])
         lengths = [sum(_nbytes(dtype, shape) for dtype, shape in some) for some in forms]
-        if self._network is None:  # not before: a program may still choose its devices after it has joined
-            self._network = _Network(self.rank, self.size)
-        rows = self._network.gathered(_flat(arrays), max(lengths))
+        rows = self._connected().gathered(_flat(arrays), max(lengths))
         return [
             jax.tree.unflatten(structure, arrays if rank == self.rank else _cut(row, some))
             for rank, (row, some) in enumerate(zip(rows, forms, strict=True))
@@ -129,6 +138,11 @@ class Joined:
         _shutdown()
         self.roll.close()
 
+    def _connected(self) -> _Network:
+        if self._network is None:  # not before: a program may still choose its devices after it has joined
+            self._network = _Network(self.rank, self.size)
+        return self._network
+
     def _meet(self, card: Card) -> list[Card]:
         cards = self.roll.meet({**card, "stop": self._asked})
         kinds = [theirs["kind"] for theirs in cards]
@@ -144,6 +158,7 @@ class Joined:
 
 
 _DOING = {
+    "add": "to add up totals",
     "sum": "to exchange totals",
     "shapes": "to exchange totals",
     "facts": "to begin a round",
@@ -163,7 +178,7 @@ def _disagreement(what: str, values: Sequence[str]) -> ProcessError:
 
 
 class _Network:
-    """All-gather of flat byte vectors, by one device of each process."""
+    """Sums of flat vectors and all-gathers of bytes, by one device of each process."""
 
     def __init__(self, rank: int, size: int) -> None:
         first: dict[int, Any] = {}
@@ -173,8 +188,16 @@ class _Network:
         self.size, self.device = size, first[rank]
         spec: Any = PartitionSpec
         self.apart = NamedSharding(mesh, spec("processes"))
-        self.gather = jax.jit(lambda rows: rows, out_shardings=NamedSharding(mesh, spec()))
+        everywhere = NamedSharding(mesh, spec())
+        self.gather = jax.jit(lambda rows: rows, out_shardings=everywhere)
+        self.sum = jax.jit(lambda rows: rows.sum(0), out_shardings=everywhere)  # of one row here: an all-reduce
         self.used = False
+
+    def summed(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
+        """float32[n], the sum of all processes' vectors."""
+        piece = _AT_ONCE // (2 * vector.itemsize)
+        pieces = [self._exchanged(self.sum, vector[at : at + piece]) for at in range(0, len(vector), piece)]
+        return pieces[0] if len(pieces) == 1 else np.concatenate([vector[:0], *pieces])
 
     def gathered(self, flat: NDArray[np.uint8], length: int) -> NDArray[np.uint8]:
         """uint8[processes, length], of vectors that are no longer."""
@@ -182,15 +205,15 @@ class _Network:
             return np.zeros((self.size, 0), np.uint8)
         padded = flat if len(flat) == length else np.concatenate([flat, np.zeros(length - len(flat), np.uint8)])
         piece = max(_AT_ONCE // self.size, 1)
-        pieces = [self._exchanged(padded[at : at + piece]) for at in range(0, length, piece)]
+        pieces = [self._exchanged(self.gather, padded[at : at + piece]) for at in range(0, length, piece)]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
 
-    def _exchanged(self, piece: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _exchanged(self, program: Callable[[Any], Any], piece: NDArray[Any]) -> NDArray[Any]:
         mine = jax.device_put(piece[None], self.device)
         rows = jax.make_array_from_single_device_arrays((self.size, len(piece)), self.apart, [mine])
         try:
             with contextlib.nullcontext() if self.used else _quiet():
-                found = np.asarray(self.gather(rows).addressable_data(0))
+                found = np.asarray(program(rows).addressable_data(0))
         except jax.errors.JaxRuntimeError as error:
             words = str(error).splitlines()
             raise ProcessError(
@@ -215,6 +238,14 @@ def _quiet() -> Iterator[None]:
         finally:
             os.dup2(kept, 1)
             os.close(kept)
+
+
+def _described(tree: Tree) -> tuple[list[NDArray[Any]], Any, list[Any], str]:
+    """The leaves on the host, their structure, the form of each, and a mark of all that."""
+    leaves, structure = jax.tree.flatten(tree)
+    arrays = [np.asarray(leaf) for leaf in jax.device_get(leaves)]
+    form = [[array.dtype.name, list(array.shape)] for array in arrays]
+    return arrays, structure, form, _digest(json.dumps(form) + str(structure))
 
 
 def _flat(arrays: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:

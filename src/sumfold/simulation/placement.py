@@ -1,13 +1,16 @@
 """From a federation and a cohort to the arrays that a compiled round takes.
 
-Data is placed on a device once and found again by identity; each round sends row numbers only. Every shape is
-rounded up so that a cohort of another raggedness meets the same executable. Nothing here loops over clients.
+Data is placed on a device once and found again by identity; each round sends row numbers only. Where it does not fit
+there, or is a large file that is mapped into memory, each round sends the rows of its cohort. Every shape is rounded
+up so that a cohort of another raggedness meets the same executable. Nothing here loops over clients.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -15,8 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sumfold import keys, tree
+from sumfold.aligned import aligned
 from sumfold.core.batching import Batching, Plan, plan, plan_ready
 from sumfold.core.cohort import ClientData, Cohort, widths
+from sumfold.errors import DataError
+from sumfold.simulation import memory
+from sumfold.simulation.borrowed import borrowed
+from sumfold.simulation.drawn import drawn, row_bytes, rows_for
 from sumfold.simulation.lanes import Course, course
 from sumfold.simulation.packing import cut, spread
 from sumfold.simulation.stream import Clients
@@ -32,6 +40,14 @@ _FEW = 1 << 18
 
 _SPARE = 4
 """How many times the needed places a cohort may have; those to spare cost memory, not time."""
+
+_LARGE_MAP = 64 << 20
+"""Bytes of a mapped file above which it is read round by round."""
+
+_NO_LIMIT = 1 << 62
+"""Bytes of a device that does not tell its memory."""
+
+_log = logging.getLogger("sumfold")
 
 _GENEROUS = 8
 """How many times the needed steps may be reserved, four bytes a row."""
@@ -75,8 +91,28 @@ Plans: TypeAlias = tuple[tuple[Clients, Course | None], ...]
 
 
 class _Placed(NamedTuple):
+    """Arrays on a device, which may be the host's own memory; kept as long as a federation uses them."""
+
     owners: tuple[weakref.ref[Any], ...]
+    users: weakref.WeakSet[Any]
     arrays: Tree
+
+
+class _Away(NamedTuple):
+    """Whether a federation's examples stay with the host: why, and what its cohorts got so far.
+
+    Attributes:
+        owner: the federation.
+        stays, too_large: whether, and whether for want of room.
+        budget: bytes that a cohort's rows may reserve.
+        rows: by size of a cohort, those that it reserved.
+    """
+
+    owner: weakref.ref[Any]
+    stays: bool
+    too_large: bool
+    budget: int
+    rows: dict[int, int]
 
 
 class _Layout(NamedTuple):
@@ -98,30 +134,115 @@ class Placement:
         self._places = 0
         self._slots: dict[tuple[int, int], int] = {}
         self._placed: dict[tuple[Any, ...], _Placed] = {}
+        self._placing = threading.Lock()
+        self._away: dict[int, _Away] = {}
+        self._latest: tuple[Cohort, Cohort] | None = None
         self._layouts: dict[tuple[int, Batching], _Layout] = {}
         self._codes: dict[int, tuple[weakref.ref[Any], NDArray[np.uint32]]] = {}
 
-    def examples(self, data: ClientData, device: Any = None) -> Tree:
-        """The flat examples on a device, in JAX's dtypes; small ones with spare rows, so that shapes repeat."""
+    def within_reach(self, cohort: Cohort, device: Any) -> Cohort:
+        """The cohort, or a copy of its rows where the federation's examples stay with the host.
+
+        Raises:
+            DataError: for rows of one round that are more than the device has free, where it tells.
+        """
+        if cohort.drawn_from is not None or not jax.tree.leaves(cohort.data.examples):
+            return cohort
+        away = self._where(cohort.data, device)
+        if not away.stays:
+            return cohort
+        data, positions, _ = cohort
+        needed, whole = int(np.asarray(data.counts)[positions].sum()), len(jax.tree.leaves(data.examples)[0])
+        if 2 * needed > whole and not away.too_large:
+            return cohort  # a map that fits: nothing is gained by a copy of the larger part
+        if self._latest is not None:
+            (before, among, _), near = self._latest
+            if before is data and np.array_equal(among, positions):
+                return near
+            del near
+        self._latest = None  # so that no more than one round's rows lie there
+        with self._placing:
+            self._forget()
+        size, width = self.total(cohort), row_bytes(data.examples)
+        known = away.rows.get(size, 0)
+        spare = room(rows_for(np.asarray(data.counts), size, needed, width, known))
+        away.rows[size] = max(min(spare, away.budget // width), needed)
+        left = memory.free(device)
+        if device.platform != "cpu" and left is not None and needed * width > left:
+            raise DataError(
+                "SF-DATA-058",
+                f"{needed:,} rows of {len(positions)} clients in one round, {memory.told(needed * width)}",
+                f"rows that fit into what the device has free, {memory.told(left)}",
+                "take fewer clients a round, smaller dtypes (uint8 and int32 are decoded in the step), or more devices",
+            )
+        near = drawn(cohort, away.rows[size])
+        self._code(near.data, self._coded(data)[positions])
+        self._latest = cohort, near
+        return near
+
+    def _where(self, data: ClientData, device: Any) -> _Away:
+        """Whether a federation's examples stay with the host; decided once."""
+        known = self._away.get(id(data))
+        if known is not None and known.owner() is data:
+            return known
+        leaves = jax.tree.leaves(data.examples)
+        placed = any(ids == [id(leaf) for leaf in leaves] for _, *ids in self._placed)
+        budget, needed = memory.for_data(memory.free(device)), memory.wanted(leaves, device.platform)
+        on_disk = sum(leaf.nbytes for leaf in leaves if memory.mapped(leaf)[0] is not None)
+        too_large = budget is not None and needed > budget and not placed
+        stays = too_large or on_disk >= _LARGE_MAP
+        if too_large:
+            _log.warning(
+                "the examples take %s, more than the device has room for (%s): each round sends its own rows",
+                memory.told(needed),
+                memory.told(budget or 0),
+            )
+        elif stays:
+            _log.info(
+                "%s of examples stay in their file: each round reads and sends its own rows",
+                memory.told(on_disk),
+            )
+        self._away = {k: v for k, v in self._away.items() if v.owner() is not None}
+        self._away[id(data)] = _Away(weakref.ref(data), stays, too_large, _NO_LIMIT if budget is None else budget, {})
+        return self._away[id(data)]
+
+    def examples(self, data: ClientData, device: Any = None, sent: Callable[[int], None] = lambda number: None) -> Tree:
+        """The flat examples on a device, in JAX's dtypes; small ones with spare rows, so that shapes repeat.
+
+        Args:
+            data: of the clients.
+            device: None for the only one.
+            sent: called with the bytes of an array that was not there yet.
+        """
         leaves = jax.tree.leaves(data.examples)
         if not leaves or not len(leaves[0]):
             return None
         at = (device, *(id(leaf) for leaf in leaves))
-        known = self._placed.get(at)
-        if known and all(owner() is leaf for owner, leaf in zip(known.owners, leaves, strict=True)):
-            return known.arrays
         small = sum(leaf.nbytes for leaf in leaves) < _SMALL
+        lent = (device or jax.devices()[0]).platform == "cpu"
 
         def place(leaf: Any) -> Leaf:
             array = tree.canonical(leaf)
-            spare = room(len(array)) - len(array) if small else 0
-            filled = np.concatenate([array, np.repeat(array[:1], spare, axis=0)]) if spare else array
-            return jax.device_put(filled, device)
+            if small:  # in memory of its own, so that where the user's begins makes no other program
+                filled = aligned((room(len(array)), *array.shape[1:]), array.dtype)
+                filled[: len(array)] = array
+                array = filled
+            sent(array.nbytes)
+            return borrowed(array, device) if lent else jax.device_put(array, device)
 
-        arrays = jax.tree.map(place, data.examples)
-        self._placed = {k: v for k, v in self._placed.items() if all(owner() is not None for owner in v.owners)}
-        self._placed[at] = _Placed(tuple(weakref.ref(leaf) for leaf in leaves), arrays)
-        return arrays
+        with self._placing:  # streams on one device share what the first of them places
+            known = self._placed.get(at)
+            if known and all(owner() is leaf for owner, leaf in zip(known.owners, leaves, strict=True)):
+                known.users.add(data)
+                return known.arrays
+            self._forget()
+            arrays = jax.tree.map(place, data.examples)
+            self._placed[at] = _Placed(tuple(weakref.ref(leaf) for leaf in leaves), weakref.WeakSet([data]), arrays)
+            return arrays
+
+    def _forget(self) -> None:
+        """Let go of arrays whose examples nobody has any more, before others are placed."""
+        self._placed = {k: v for k, v in self._placed.items() if v.users}
 
     def seats(self, cohort: Cohort, batchings: Sequence[Batching], streams: int, *, runs: bool = False) -> Seats:
         """Pack the cohort into streams, by the steps of all phases together; `runs` keeps neighbours together."""
@@ -228,9 +349,13 @@ class Placement:
         known = self._codes.get(id(data))
         if known and known[0]() is data:
             return known[1]
-        self._codes = {k: v for k, v in self._codes.items() if v[0]() is not None}
-        self._codes[id(data)] = weakref.ref(data), keys.codes(data.ids)
-        return self._codes[id(data)][1]
+        return self._code(data, keys.codes(data.ids))
+
+    def _code(self, data: ClientData, codes: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        with self._placing:  # another thread may plan the next round
+            self._codes = {k: v for k, v in self._codes.items() if v[0]() is not None}
+            self._codes[id(data)] = weakref.ref(data), codes
+        return codes
 
     def _layout(self, data: ClientData, batching: Batching) -> _Layout:
         known = self._layouts.get((id(data), batching))
