@@ -135,6 +135,12 @@ class Standing(NamedTuple):
     invalid: Leaf
 
 
+def opened(algorithm: Tree, stages: Tree) -> Standing:
+    """What the server has when a round begins."""
+    metrics: Metrics = {"distributor": {}, "client_work": {}, "aggregator": {}, "finalizer": {}}
+    return Standing(algorithm, stages, (), metrics, np.int32(0), NOBODY)
+
+
 class Server(NamedTuple):
     """The server's half of a round, cut where the network is.
 
@@ -173,8 +179,7 @@ def play(
     Returns:
         (algorithm state, stage memories, metrics, first invalid place, carried).
     """
-    metrics: Metrics = {"distributor": {}, "client_work": {}, "aggregator": {}, "finalizer": {}}
-    standing = Standing(algorithm, stages, (), metrics, np.int32(0), NOBODY)
+    standing = opened(algorithm, stages)
     for i in range(len(round.phases)):
         totals, carried = sigma(i, server.brief(i, standing, seed, number), carried)
         standing = server.close(i, standing, totals, seed, number)

@@ -33,12 +33,11 @@ from sumfold.core.driver import (
     Notes,
     Outcome,
     Server,
-    Standing,
     State,
     Totals,
-    compiled_server,
     merge,
     nothing,
+    opened,
     play,
     server_of,
 )
@@ -62,6 +61,7 @@ from sumfold.simulation.choice import (
     model_size,
     narrowed,
 )
+from sumfold.simulation.closing import Closing
 from sumfold.simulation.cores import affordable, cores
 from sumfold.simulation.exchange import exchanged
 from sumfold.simulation.fused import Fused
@@ -111,7 +111,8 @@ class Bound:
         self.host = options.host or Workers()
         self.devices = _devices(options.devices)
         self.meter = Meter()
-        self.server = self._metered(compiled_server(round))
+        self.closing = Closing(round)
+        self.server = self._metered(self.closing.server)
         self.placement = Placement()
         self.compiled = jax.jit(self._play)
         self.phase = jax.jit(self._phase, static_argnums=(0, 1))
@@ -245,7 +246,7 @@ class Bound:
         def seconds(abreast: int) -> float:
             begun = Begun(state, cohort, seats, abreast, range(streams), [[]] * streams)
             plans, steps = _shortened(self._plan(0, begun, 0, self._rooms(0, begun)), _TRIAL_STEPS)
-            standing = _standing(state)
+            standing = opened(state.algorithm, state.stages)
             briefing = self.server.brief(0, standing, state.seed, np.int32(state.round))
             memories, seen = self.recall.rows(state, [], seats.slots)
             examples = self.placement.examples(cohort.data, self._device(0))
@@ -339,6 +340,8 @@ class Bound:
                         ended: tuple[Totals, Table] = _finished(self.phase(i, seats.total, told, kept, present, *given))
                     return ended
 
+                if i == 0 and self.options.devices is None and self.gang.size == 1:
+                    self.closing.prepare(state, briefing, len(streams), seats.total)
                 # Planning few clients is Python's work, which threads cannot share: it is done here, one stream's while
                 # those before it compute.
                 few, running = len(cohort.positions) <= _FEW, []
@@ -553,10 +556,6 @@ def _finished(arrays: Tree) -> Tree:
     for leaf in jax.tree.leaves(arrays):
         leaf.block_until_ready()
     return arrays
-
-
-def _standing(state: State) -> Standing:
-    return Standing(state.algorithm, state.stages, (), {}, np.int32(0), np.int32(0))
 
 
 def _shortened(plans: Plans, steps: int) -> tuple[Plans, int]:
