@@ -68,6 +68,18 @@ def test_all_finite(leaves, finite):
     assert bool(tree.all_finite([jnp.asarray(leaf) for leaf in leaves])) is finite
 
 
+@pytest.mark.parametrize("size", [0, 1, 31, 32, 33, 63, 64, 1000, 1023, 1024, 1025, 32 * 32 * 3 + 5])
+def test_one_bad_number_is_found_wherever_it_stands(size):
+    check = jax.jit(tree.all_finite)
+    numbers = np.ones(size, np.float32)
+    assert check({"a": numbers})
+    for place in sorted({0, size // 2, size - 33, size - 32, size - 1} & set(range(size))):
+        for bad in (np.nan, np.inf, -np.inf):
+            numbers[place] = bad
+            assert not check({"a": numbers, "b": np.zeros(40, np.float32)})
+        numbers[place] = np.finfo(np.float32).max
+
+
 def test_where_takes_one_whole_tree():
     a, b = {"x": jnp.ones(2), "n": jnp.int32(1)}, {"x": jnp.full(2, jnp.nan), "n": jnp.int32(2)}
     np.testing.assert_array_equal(tree.where(jnp.asarray(True), a, b)["x"], a["x"])
