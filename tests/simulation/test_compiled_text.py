@@ -185,3 +185,21 @@ def test_without_the_rewriting_the_gate_is_shut(monkeypatch):
 def test_runtimes_agree_on_convolutions():
     process = sf.learning.fed_avg(equinox_layers("strided"), optax.sgd(0.1), batching=sf.Batching(size=6, max_steps=2))
     sf.testing.assert_runtimes_agree(process, DATA, sf.Simulation(), sf.Loopback(), rounds=1)
+
+
+def test_a_client_is_added_to_the_sum_in_one_pass():
+    """The loop over clients computes a value where it adds it: nothing of the model's size is written beside the sum."""
+    size = 40_000
+    model = sf.models.from_functions(
+        lambda key: jnp.zeros(size), lambda w, x: x[:, 0] * w.sum(), lambda outputs, y: (outputs - y) ** 2
+    )
+    process = sf.learning.fed_avg(model, optax.sgd(0.1), batching=sf.Batching(4))
+    data = {k: (np.ones((5, 1), np.float32), np.zeros(5, np.float32)) for k in range(4)}
+    process = process.on(sf.Simulation(streams=1, kernel="sequential"))
+    texts, _ = compiled_texts(process, data)
+    whole = max(texts, key=len)
+    branches = re.findall(rf"conditional\(.*f32\[{size}\]|= \(?f32\[{size}\][^=]* conditional\(", whole)
+    assert not branches, "a branch has what it takes written to memory first"
+    assert not re.search(rf"\[{size // 32}\]\S* reduce-window\(", whole), (
+        "a reduction in two has its terms written first"
+    )
