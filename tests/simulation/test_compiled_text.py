@@ -188,7 +188,7 @@ def test_runtimes_agree_on_convolutions():
 
 
 def test_a_client_is_added_to_the_sum_in_one_pass():
-    """The loop over clients computes a value where it adds it: nothing of the model's size is written beside the sum."""
+    """The loop over clients computes a value where it adds it: nothing of its size is written beside the sum."""
     size = 40_000
     model = sf.models.from_functions(
         lambda key: jnp.zeros(size), lambda w, x: x[:, 0] * w.sum(), lambda outputs, y: (outputs - y) ** 2

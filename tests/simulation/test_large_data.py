@@ -149,7 +149,7 @@ def test_a_mapped_file_is_read_round_by_round(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "sumfold")
     usual = federation()
     x, y = usual.examples
-    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "x.npy", x.astype(np.float64))  # what JAX would have to convert
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     fed = sf.Federation.from_arrays(mapped, y, offsets=np.append(usual.starts, len(x)))
     made = process(RUNTIMES["side by side"])
@@ -162,11 +162,27 @@ def test_a_mapped_file_is_read_round_by_round(tmp_path, monkeypatch, caplog):
     assert isinstance(made._run.placement._latest[1].data, Drawn)
 
 
+@pytest.mark.parametrize("behind", [0, 4])
+def test_a_mapped_file_that_needs_no_conversion_is_used_where_it_lies(tmp_path, monkeypatch, behind):
+    monkeypatch.setattr(placement, "_LARGE_MAP", 1000)
+    monkeypatch.setattr(placement, "_SMALL", 0)
+    usual = federation()
+    x, y = usual.examples
+    (tmp_path / "x.raw").write_bytes(bytes(behind) + x.tobytes())
+    mapped = np.memmap(tmp_path / "x.raw", x.dtype, "r", behind, x.shape)
+    fed = sf.Federation.from_arrays(mapped, y, offsets=np.append(usual.starts, len(x)))
+    made = process(RUNTIMES["side by side"])
+    assert bits(rounds(made, fed)[0]) == bits(rounds(process(RUNTIMES["side by side"]), usual)[0])
+    assert made._run.placement._latest is None
+    placed = jax.tree.leaves(made._run.placement.examples(fed))
+    assert mapped.ctypes.data - behind in {array.unsafe_buffer_pointer() for array in placed}
+
+
 def test_a_private_map_keeps_its_changes(tmp_path, monkeypatch):
     monkeypatch.setattr(placement, "_LARGE_MAP", 1000)
     usual = federation()
     x, y = usual.examples
-    np.save(tmp_path / "x.npy", np.zeros_like(x))
+    np.save(tmp_path / "x.npy", np.zeros_like(x, np.float64))
     private = np.load(tmp_path / "x.npy", mmap_mode="c")
     private[:] = x
     for array in (private, np.asarray(private)):

@@ -1,10 +1,10 @@
 """The rows of one round's clients, where a federation's examples stay with the host.
 
-Examples that do not fit on a device, or that lie in a large file which is mapped into memory, are not placed there
-whole. Each round the rows of its cohort are copied together, in JAX's dtypes, and the round sees a small federation
-that was `drawn_from` the large one, as it does where data lies in a database. The copy has room for the largest
-clients, so that shapes repeat. Pages of a mapped file are given back once they were read: memory holds the cohort's
-rows and not the file.
+Examples that do not fit on a device, or that lie in a large mapped file and would have to be copied, are not placed
+there whole. Each round the rows of its cohort are copied together, in JAX's dtypes, and the round sees a small
+federation that was `drawn_from` the large one, as it does where data lies in a database. The copy has room for the
+largest clients, so that shapes repeat. Pages of a mapped file are given back once they were read: memory holds the
+cohort's rows and not the file.
 """
 
 from __future__ import annotations

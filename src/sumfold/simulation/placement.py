@@ -1,8 +1,8 @@
 """From a federation and a cohort to the arrays that a compiled round takes.
 
 Data is placed on a device once and found again by identity; each round sends row numbers only. Where it does not fit
-there, or is a large file that is mapped into memory, each round sends the rows of its cohort. Every shape is rounded
-up so that a cohort of another raggedness meets the same executable. Nothing here loops over clients.
+there, or is a large mapped file that would have to be copied, each round sends the rows of its cohort. Every shape is
+rounded up so that a cohort of another raggedness meets the same executable. Nothing here loops over clients.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _SPARE = 4
 """How many times the needed places a cohort may have; those to spare cost memory, not time."""
 
 _LARGE_MAP = 64 << 20
-"""Bytes of a mapped file above which it is read round by round."""
+"""Bytes of a mapped file above which it is not copied whole."""
 
 _NO_LIMIT = 1 << 62
 """Bytes of a device that does not tell its memory."""
@@ -188,7 +188,8 @@ class Placement:
         leaves = jax.tree.leaves(data.examples)
         placed = any(ids == [id(leaf) for leaf in leaves] for _, *ids in self._placed)
         budget, needed = memory.for_data(memory.free(device)), memory.wanted(leaves, device.platform)
-        on_disk = sum(leaf.nbytes for leaf in leaves if memory.mapped(leaf)[0] is not None)
+        files = [leaf for leaf in leaves if memory.mapped(leaf)[0] is not None]
+        on_disk = sum(leaf.nbytes for leaf in files if memory.wanted([leaf], device.platform))
         too_large = budget is not None and needed > budget and not placed
         stays = too_large or on_disk >= _LARGE_MAP
         if too_large:
