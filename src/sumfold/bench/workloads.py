@@ -274,9 +274,10 @@ def _zipf(size: int) -> NDArray[np.int64]:
 
 
 def load(workload: Workload, folder: Path, source: Path | None = None) -> Data:
-    """A population's examples, memory-mapped from the folder; made there when they are not.
+    """A population's examples, read from the folder; made there when they are not.
 
-    The maps are private: what is written to them reaches no file, so libraries that want writable arrays need no copy.
+    They are in memory as a user's arrays are: pages of a mapped file would cost each contestant a fault where a round
+    first meets them.
 
     Args:
         workload: whose.
@@ -297,7 +298,7 @@ def load(workload: Workload, folder: Path, source: Path | None = None) -> Data:
                 raise
         finally:
             shutil.rmtree(made, ignore_errors=True)
-    x, y, offsets = (np.load(place / f"{name}.npy", mmap_mode="c") for name in Data._fields)
+    x, y, offsets = (np.load(place / f"{name}.npy") for name in Data._fields)
     return Data(x.reshape(len(x), *workload.shape) if workload.data == "images" else x, y, offsets)
 
 
