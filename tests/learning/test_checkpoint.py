@@ -396,7 +396,7 @@ def test_what_cannot_be_traced_is_left_out(process: Process, tmp_path: Path, mon
     def refuse(*args: Any) -> None:
         raise TypeError("no array program")
 
-    monkeypatch.setattr(checkpoints, "play", refuse)
+    monkeypatch.setattr(checkpoints, "one_client", refuse)
     assert hashed(process) is None
     assert run(process, tmp_path, rounds=1).stopped is None
 

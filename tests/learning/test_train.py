@@ -321,6 +321,15 @@ def test_plain_lines_without_a_terminal(process: Process, capsys: pytest.Capture
     assert "has all 60 rounds" in capsys.readouterr().err
 
 
+def test_rounds_that_were_trained_at_once_are_shown_together(
+    process: Process, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(process, rounds=100, progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == [f"{n}/100" for n in (7, 15, 31, 47, 63, 79, 95, 100)]
+    assert all("loss" in line and "clients/s" in line for line in lines)
+
+
 def test_no_progress_prints_nothing(process: Process, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for _ in range(2):
         run(process, rounds=2, checkpoint=tmp_path)

@@ -57,6 +57,12 @@ def test_lanes_exclude_what_adds_in_another_order(other):
     with pytest.raises(sf.CompositionError, match="lanes or the other") as caught:
         sf.Simulation(lanes=4, **other)
     assert caught.value.code == "SF-SIM-003"
+    assert "Simulation(lanes=4, " in str(caught.value)
+
+
+def test_the_option_that_was_given_is_named():
+    with pytest.raises(sf.CompositionError, match=r"Simulation\(kernel='lanes', deterministic=True\)"):
+        sf.Simulation(kernel="lanes", deterministic=True)
 
 
 def chosen(made, fed):

@@ -20,10 +20,11 @@ import pytest
 import sumfold as sf
 from sumfold.core import group
 from sumfold.core.driver import NOBODY, Totals, merge
+from sumfold.simulation import deaths
 from sumfold.simulation.exchange import as_vector, exchanged, of_vector
 from sumfold.simulation.gang import Alone, Gang, gang_of
 from sumfold.simulation.hired import first_cause
-from sumfold.simulation.joined import Joined, _cut, _flat
+from sumfold.simulation.joined import Joined, _cut, _flat, _Network
 from sumfold.simulation.launched import Numbered, launched
 from sumfold.simulation.rollcall import answer, call
 
@@ -95,7 +96,16 @@ for shape in (rank + 1, 2):
     except sf.ProcessError as error:
         ragged_sum.append("disagree on what they sum: process 0 has 1 arrays of 1 numbers" in str(error))
 text = gang._network.sum.lower(jax.ShapeDtypeStruct((2, 8), "f4", sharding=gang._network.apart)).compile().as_text()
+apart = []
+for rates in ((0.1 + 0.1 * rank, 1.0), (0.1, 1.0 + rank)):  # programs that the state does not tell apart
+    process = sf.learning.fed_avg(model, *map(optax.sgd, rates), batching=batching).on(runtime)
+    try:
+        process.next(process.initialize(), fed)
+    except sf.ProcessError as error:
+        apart.append(str(error).partition(": process 0 has ")[0])
 found = {
+    "apart": apart,
+    "service": jax.distributed.is_initialized(),
     "summed": [[str(leaf.dtype), leaf.astype(leaf.dtype).tolist()] for leaf in jax.tree.leaves(summed)],
     "ragged sum": ragged_sum,
     "collectives": [text.count(f" {name}(") for name in ("all-reduce", "all-gather")],
@@ -123,6 +133,14 @@ again, _ = process.next(state, fed)
 same = [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(again), strict=True)]
 assert len(again.clients) == 11 and all(same)
 sf.save("state", state)
+
+ones = lambda n: (np.ones((n, 3), "f4"), np.full(n, np.nan if n == 23 else 1, "f4"))
+poisoned = {f"c{i}": ones(n) for i, n in enumerate(rows)}
+profiles = [
+    sf.train(scaffold.on(on), poisoned, rounds=2, progress=False).profile() for on in (runtime, sf.Simulation())
+]
+print("steps", *[profile.steps for profile in profiles])
+assert profiles[0].executables + profiles[0].cached > 1 and profiles[0].bytes_per_round > 0, profiles[0]
 
 def refused(process):
     try:
@@ -205,6 +223,8 @@ def test_two_processes_of_two_devices_compute_what_one_does(tmp_path, alone) -> 
     assert [one.returncode for one in both] == [0, 0], "\n".join(errors for _, errors in said)
     assert said[0][0] == said[1][0], "standard output holds the program's own words alone"
     assert json.loads(said[0][0]) == {
+        "apart": [f"the processes disagree on the {who}'s step" for who in ("client", "server")],
+        "service": False,  # whose heartbeat would end all of them when one is stopped for a while
         "summed": [
             ["bfloat16", [3.0]],
             ["int32", [-3, -10]],  # as int32 adds: 2 · (2³¹ − 1) − 1 wraps around
@@ -241,6 +261,9 @@ def test_a_script_starts_processes_of_its_own(tmp_path, alone) -> None:
     assert "process 1 was killed by SIGKILL (out of memory?); the round is computed again" in ended.stderr
     assert "the algorithm cannot be sent to other processes: it computes something else there" in ended.stdout
     assert "cannot pickle '_thread.lock' object" in ended.stdout
+    steps = next(line for line in ended.stdout.splitlines() if line.startswith("steps ")).split()
+    assert steps[1] == steps[2]
+    assert int(steps[1]) > 0
     assert ended.stdout.count("SF-PROC-006") == 2
 
 
@@ -381,6 +404,34 @@ def test_whoever_fails_is_heard_by_those_that_wait() -> None:
 def test_whoever_is_killed_is_missed_at_once() -> None:
     found = gangs(lambda gang: gang.roll.close() if gang.rank else gang.told(b""), deadline=30.0)
     assert "process 1 is gone: it was killed" in found[0]
+
+
+def test_whoever_is_killed_is_missed_in_the_middle_of_a_computation(monkeypatch) -> None:
+    monkeypatch.setattr(deaths, "_OFTEN", 0.02)
+    monkeypatch.setattr(deaths, "_GRACE", 0.05)
+    pairs = {rank: socket.socketpair() for rank in (1, 2)}
+    missed, ended, noticed = [], [], threading.Event()
+    connections = {rank: ours for rank, (ours, _) in pairs.items()}
+    deaths.watch(connections, lambda: False, lambda rank: (missed.append(rank), noticed.set()))
+    deaths.watch(connections, lambda: True, ended.append)  # one that is at its end
+    pairs[1][1].sendall(b"a card")  # is no death, and is left for the meeting
+    assert not noticed.wait(0.2)
+    pairs[2][1].close()
+    assert noticed.wait(5)
+    assert (missed, ended) == ([2], [])
+    assert pairs[1][0].recv(100) == b"a card"
+    for ours, theirs in pairs.values():
+        ours.close()
+        theirs.close()
+
+
+def test_an_exchange_that_breaks_off_is_a_process_that_is_lost() -> None:
+    def broken(rows):
+        raise ValueError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer")
+
+    with pytest.raises(sf.ProcessError, match="an exchange with the other processes broke off: UNKNOWN") as info:
+        _Network(0, 1)._exchanged(broken, np.zeros(3, "f4"))
+    assert info.value.code == "SF-PROC-022"
 
 
 def test_whoever_stays_away_is_named_after_the_deadline() -> None:
@@ -632,6 +683,11 @@ def test_options_that_cannot_be(options, code, said) -> None:
         sf.Processes(**options)
     assert info.value.code == code
     assert said in str(info.value)
+
+
+def test_an_option_that_there_is_not() -> None:
+    with pytest.raises(TypeError, match=r"Processes\(\) got an unexpected keyword argument 'foo'"):
+        sf.Processes(2, foo=1)
 
 
 def test_jax_must_not_have_been_used_before() -> None:

@@ -61,6 +61,13 @@ def test_the_job_s_own_failure_is_not_repeated() -> None:
     assert supervised(Script([2, 2]))[0][0] == 2
 
 
+def test_a_program_that_ends_itself_is_no_answer_of_sumfold_s() -> None:
+    (code, _), said = supervised(Script([Given(3), LOST]))  # 3 of Sumfold's would be a refusal by policy
+    assert (code, said) == (1, ["process 0 ended with code 3"])
+    (code, _), said = supervised(Script([0, Given(7, "its words")]))
+    assert (code, said) == (1, ["process 1 ended with code 7; it said:\nits words"])
+
+
 def test_a_lost_process_is_named_and_all_start_again() -> None:
     starter = Script([-signal.SIGABRT, -signal.SIGKILL], [0, 0])
     (code, output), said = supervised(starter)
@@ -103,12 +110,13 @@ def test_the_newest_round_of_a_folder(tmp_path) -> None:
     ("words", "code", "exit_code", "said"),
     [
         (("--launcher", "slurm"), "SF-CLI-032", 2, "no program 'srun' on this machine"),
-        (("--launcher", "ray"), "SF-EXTRA-001", 1, "the extra 'ray' brings"),
+        (("--launcher", "ray"), "SF-EXTRA-001", 2, "the extra 'ray' brings"),
         (("--launcher", "pbs"), "SF-CLI-031", 2, "one of local, slurm, mpi, ray"),
         (("--restarts", "1"), "SF-CLI-033", 2, "add --checkpoint DIR"),
+        (("--rank", "0"), "SF-PROC-001", 2, "processes and coordinator too"),
         (("--rank", "1", "--coordinator", "127.0.0.1:1", "--deadline", "0.1"), "SF-PROC-010", 4, "nobody answered"),
     ],
-    ids=["no srun", "no ray", "no such launcher", "restarts", "nobody answers"],
+    ids=["no srun", "no ray", "no such launcher", "restarts", "rank alone", "nobody answers"],
 )
 def test_the_command_line_says_what_is_wrong(words, code, exit_code, said, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -119,6 +127,31 @@ def test_the_command_line_says_what_is_wrong(words, code, exit_code, said, tmp_p
     assert result.exit_code == exit_code
     assert f"[{code}]" in result.stderr
     assert said in result.stderr
+
+
+def test_no_time_at_all_is_wrong_use(tmp_path) -> None:
+    (tmp_path / "job.py").write_text(JOB, "utf-8")
+    words = ["simulate", str(tmp_path / "job.py"), "--processes", "2", "--deadline", "0"]
+    result = CliRunner().invoke(app, words, prog_name="sumfold")
+    assert result.exit_code == 2
+    assert "--deadline" in result.stderr
+
+
+def test_a_loss_that_raises_is_shown_with_the_line_of_the_user_s_file(tmp_path) -> None:
+    job = tmp_path / "job.py"
+    job.write_text(
+        "import jax.numpy as jnp, numpy as np, optax, sumfold as sf\n"
+        "def loss(outputs, y):\n"
+        "    raise LookupError('no such column')\n"
+        "def build():\n"
+        "    model = sf.models.from_functions(lambda key: jnp.zeros(3), lambda w, x: x @ w, loss)\n"
+        "    return sf.learning.fed_avg(model, optax.sgd(0.1)), [(np.zeros((2, 3)), np.zeros(2))]\n",
+        "utf-8",
+    )
+    result = CliRunner().invoke(app, ["simulate", str(job), "--rounds", "1"], prog_name="sumfold")
+    assert result.exit_code == 1
+    assert f'File "{job}", line 3, in loss' in result.stderr
+    assert "[SF-TYPE-002]" in result.stderr.splitlines()[-1]
 
 
 def test_at_most_one_process_for_each_gpu(tmp_path, monkeypatch) -> None:

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sumfold.cli.verb import Outcome, complain, exit_code
-from sumfold.errors import CompositionError
+from sumfold.cli.verb import WRONG_USE, Outcome, complain, exit_code
+from sumfold.errors import CompositionError, MissingExtraError
 
 if TYPE_CHECKING:
     from sumfold.learning.process import Process
@@ -96,7 +96,11 @@ def start(many: Many, checkpoint: Path | None, as_json: bool) -> Outcome:
         complain(line)
         sys.stderr.write(rest + "\n" if rest else "")
 
-    starter = _starter(many, size, as_json)
+    try:
+        starter = _starter(many, size, as_json)
+    except MissingExtraError as error:  # of what the command line asks for, and not of the job
+        complain(str(error))
+        return Outcome({"error": {"type": type(error).__name__, "code": error.code, "message": str(error)}}, WRONG_USE)
     code, output = supervise(starter, command, size, restarts, lambda: saved_round(checkpoint), say)
     with contextlib.suppress(ValueError):
         return Outcome(json.loads(output), code)

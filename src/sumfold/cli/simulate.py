@@ -65,7 +65,7 @@ def simulate(
         str | None, typer.Option(metavar="HOST:PORT", help="Where process 0 is, if no launcher says it.")
     ] = None,
     rank: Annotated[int | None, typer.Option(min=0, help="Which process this is, if no launcher says it.")] = None,
-    deadline: Annotated[float, typer.Option(help="Seconds that processes wait for each other.")] = 600.0,
+    deadline: Annotated[float, typer.Option(min=0.001, help="Seconds that processes wait for each other.")] = 600.0,
     as_json: Json = False,
 ) -> Outcome:
     """Train what the function build of a file returns: (process, train) or (process, train, test).
@@ -93,6 +93,7 @@ def simulate(
         except SumfoldError as error:
             if line := _line(error.__traceback__, path):
                 error.add_note(f"{path.name}, line {line}")
+            _show_own(error.__cause__, path)
             raise
         except (Exception, SystemExit) as error:
             failed(error)
@@ -220,14 +221,30 @@ def _train(
 
 def _crashed(error: BaseException, path: Path) -> Outcome:
     """The traceback of the user's own code, from its first line in the file on."""
+    first = _own(error, path)
+    inside = isinstance(error, SyntaxError) or first is not None
+    _write_trace(error, first if inside else error.__traceback__)
+    complain(f"{path.name} failed: {type(error).__name__}: {error}")
+    return Outcome({"error": {"type": type(error).__name__, "message": str(error)}}, FAILED)
+
+
+def _show_own(error: BaseException | None, path: Path) -> None:
+    """The traceback of what made Sumfold refuse the job, if it came out of the user's file."""
+    first = None if error is None else _own(error, path)
+    if error is not None and first is not None:
+        _write_trace(error, first)
+
+
+def _own(error: BaseException, path: Path) -> TracebackType | None:
+    """An error's traceback from its first line in the user's file on; None for one that did not come through it."""
     first = error.__traceback__
     while first is not None and first.tb_frame.f_code.co_filename != str(path):
         first = first.tb_next
-    inside = isinstance(error, SyntaxError) or first is not None
-    shown = traceback.format_exception(type(error), error, first if inside else error.__traceback__)
-    sys.stderr.write("".join(shown))
-    complain(f"{path.name} failed: {type(error).__name__}: {error}")
-    return Outcome({"error": {"type": type(error).__name__, "message": str(error)}}, FAILED)
+    return first
+
+
+def _write_trace(error: BaseException, trace: TracebackType | None) -> None:
+    sys.stderr.write("".join(traceback.format_exception(type(error), error, trace)))
 
 
 def _line(trace: TracebackType | None, path: Path) -> int | None:

@@ -22,6 +22,9 @@ __all__ += ["Json", "Outcome", "complain", "exit_code", "verb", "writable"]
 DONE, FAILED, WRONG_USE, UNREACHABLE, LOST, INTERRUPTED = 0, 1, 2, 4, 75, 130
 """Exit codes; `LOST` is that of one of many processes that ends because another one is gone."""
 
+_WRONG = {"SF-PROC-001", "SF-PROC-003", "SF-PROC-004", "SF-PROC-005"}
+"""Errors about what was asked for, not about what came of it."""
+
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, and nothing else there.")]
 
 
@@ -98,7 +101,7 @@ def exit_code(error: BaseException) -> int:
     """What a command ends with."""
     if not isinstance(error, SumfoldError):
         return INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
-    if error.code.startswith("SF-CLI-"):
+    if error.code.startswith("SF-CLI-") or error.code in _WRONG:
         return WRONG_USE
     return {"SF-PROC-010": UNREACHABLE, "SF-PROC-021": LOST, "SF-PROC-022": LOST}.get(error.code, FAILED)
 

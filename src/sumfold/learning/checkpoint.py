@@ -18,34 +18,27 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.extend import core as jaxprs
-from jaxtyping import Array
 
-from sumfold import keys, tree
+from sumfold import tree
 from sumfold.core import files
-from sumfold.core.client import Briefing, Start, client_half
-from sumfold.core.driver import State, Totals, nothing, play, server_of
-from sumfold.core.group import add
+from sumfold.core.driver import State
 from sumfold.core.host import code_identity
+from sumfold.core.program import canonical, one_client
 from sumfold.core.round import Batch, HostWork
 from sumfold.data import Federation
 from sumfold.errors import CheckpointError
 from sumfold.learning.history import decoded, encoded, flat
 from sumfold.learning.process import Process
-from sumfold.tree import Tree
 
 __all__ = ["Log", "Saved", "folder", "identity", "packed", "program", "resume", "save", "unpacked"]
 

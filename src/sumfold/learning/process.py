@@ -39,6 +39,7 @@ from sumfold.learning.checks import (
 from sumfold.learning.explain import explain
 from sumfold.models.model import Model, Parts
 from sumfold.simulation import Simulation
+from sumfold.simulation.onward import announced, described
 from sumfold.tree import Tree
 
 __all__ = ["Output", "Process"]
@@ -320,13 +321,15 @@ class Process:
 
     @property
     def _engine(self) -> dict[str, Any]:
-        """What the runtime chose and a run that is resumed needs; empty for a runtime that chooses nothing."""
-        return dict(getattr(self._run, "chosen", dict)())
+        """What the rounds are computed by, and what the runtime chose; a run that is resumed needs it."""
+        return {**described(self.runtime, self.round), **getattr(self._run, "chosen", dict)()}
 
     def _go_on(self, engine: dict[str, Any]) -> list[str]:
-        """Choose again what was chosen, and say where this machine is another."""
+        """Choose again what was chosen, and say where this runtime or this machine is another."""
         adopt = getattr(self._run, "adopt", None)
-        return list(adopt(engine)) if adopt and engine else []
+        return announced(engine, described(self.runtime, self.round)) + (
+            list(adopt(engine)) if adopt and "kernel" in engine else []
+        )
 
     @functools.cached_property
     def _run(self) -> Callable[[State, Cohort], Outcome]:

@@ -234,7 +234,7 @@ def profile_of(timing: Timing, first: int, metrics: list[dict[str, Any]]) -> Pro
 def _kernel(process: Process | None) -> str | None:
     """What the engine chose, in words; None where it chose nothing."""
     chosen = {} if process is None else process._engine
-    if not chosen:
+    if "kernel" not in chosen:
         return None
     how = f"{chosen['lanes']} lanes" if chosen["lanes"] else "one client after the other"
     return f"{how} in a stream, {chosen['streams']} streams at most ({chosen['why']})"
@@ -317,8 +317,8 @@ def _about_compiling(profile: Profile, cache: bool) -> str:
 
 def _engine(process: Process) -> dict[str, dict[str, Any]] | None:
     """What the engine's meter has, where the process ran on one."""
-    meter = getattr(vars(process).get("_run"), "meter", None)
-    return meter.snapshot() if isinstance(meter, Meter) else None
+    snapshot = getattr(getattr(vars(process).get("_run"), "meter", None), "snapshot", None)
+    return snapshot() if snapshot else None
 
 
 def _add(to: dict[str, Any], after: Mapping[str, Any], before: Mapping[str, Any]) -> None:

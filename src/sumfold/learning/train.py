@@ -71,8 +71,8 @@ def train(
     """Train for a number of rounds, and go on where an earlier call with the same checkpoint folder stopped.
 
     The same call gives the same bytes, whether it ran through or was killed and started again many times.
-    Ctrl-C stops after the round, saved; a second Ctrl-C stops at once. Rounds of a model below 100,000 parameters may be
-    computed up to 16 at a time where nothing looks at the state in between (callbacks, evaluations, checkpoints); then
+    Ctrl-C stops after the round, saved; a second Ctrl-C stops at once. Rounds of a model below 100,000 parameters may
+    be computed up to 16 at a time where nothing looks at the state in between (callback, evaluation, checkpoint); then
     progress is shown, and Ctrl-C noticed, after so many.
 
     Args:

@@ -3,8 +3,7 @@
 cloudpickle takes closures and classes of a script along. It cannot know that two objects belong together which pickle
 themselves apart: a Keras model writes itself as an archive, and its variables, which closures hold too, come out as
 copies that the model no longer looks at. So Keras's objects are taken as they lie in memory. Since other libraries may
-have surprises of the same kind, both ends compare what they make of a round: one client that takes one step, as the
-text of the compiler's input.
+have surprises of the same kind, both ends compare what they make of a round with one client that takes one step.
 """
 
 from __future__ import annotations
@@ -16,17 +15,11 @@ import sys
 from typing import Any
 
 import cloudpickle
-import jax
-import jax.numpy as jnp
-import numpy as np
 
-from sumfold import keys, tree
-from sumfold.core.client import Briefing, Start, client_half
 from sumfold.core.cohort import ClientData, batch_shapes
-from sumfold.core.driver import State, Totals, nothing, play, server_of
-from sumfold.core.group import add
+from sumfold.core.driver import State
+from sumfold.core.program import canonical, one_client
 from sumfold.core.round import Round
-from sumfold.tree import Tree
 
 __all__ = ["algorithm", "as_bytes", "program"]
 
@@ -82,25 +75,5 @@ def program(round: Round, state: State, data: ClientData) -> str:
         state: a state of it; only shapes are used.
         data: client data; only shapes are used.
     """
-    halves, batch = [client_half(phase) for phase in round.phases], batch_shapes(data, 2)
-
-    def one(algorithm: Tree, stages: Tree, seed: Any, number: Any, batch: Any) -> Any:
-        def sigma(i: int, briefing: Briefing, kept: Tree) -> tuple[list[Totals], Tree]:
-            phase, half, key = round.phases[i], halves[i], keys.typed(seed)
-            start = Start(briefing, half.fresh(briefing, kept), kept, number)
-            carry = half.init(start, key)
-            if batch is not None and half.step is not None:
-                carry = half.step(start, carry, batch, key)
-            upload, keeping = half.finish(start, carry, key)
-            totals = nothing(phase, briefing, kept, 1)
-            parts = {
-                part: (stage.group or add).accumulate(totals.parts[part], upload.parts[part], jnp.int32(0))
-                for part, stage in phase.aggregate.items()
-            }
-            return [totals._replace(parts=parts, metrics=tree.add(totals.metrics, upload.metrics))], keeping.kept
-
-        return play(round, server_of(round), algorithm, stages, seed, number, sigma, ())
-
-    shapes = tree.shapes((state.algorithm, state.stages))
-    lowered = jax.jit(one).lower(*shapes, tree.shape((2,), np.uint32), tree.shape((), np.int32), batch)
-    return hashlib.blake2b(lowered.as_text().encode(), digest_size=16).hexdigest()
+    text = canonical(one_client(round, state.algorithm, state.stages, batch_shapes(data, 2)))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

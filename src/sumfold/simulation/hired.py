@@ -117,6 +117,8 @@ class _Rounds:
         self.program = ""
         self.after: tuple[Any, ...] = ()
         self.told: list[_Member] = []
+        self.engine: dict[str, Any] = {}
+        self.meter = Afar()
 
     def __call__(self, state: State, cohort: Cohort) -> Outcome:
         try:
@@ -133,12 +135,22 @@ class _Rounds:
                 "look at the machine's memory; the state passed in is unchanged",
             ) from None
 
+    def chosen(self) -> dict[str, Any]:
+        """What the processes chose; see `sumfold.simulation.bound.Bound.chosen`."""
+        return self.engine
+
+    def adopt(self, chosen: Mapping[str, Any]) -> list[str]:
+        """Let the processes go on with what was chosen; what a person should know is logged with the first round."""
+        self.engine = dict(chosen)
+        return []
+
     def _run(self, state: State, cohort: Cohort) -> Outcome:
         code = self._packed(state, cohort)
         members = self.hired.open()
         if self.told != members:
             self.told, self.after = list(members), ()
-            self._tell(("algorithm", id(self), *code))
+            self.meter.begin()
+            self._tell(("algorithm", id(self), *code, self.engine))
         parts = (state.algorithm, state.stages, state.clients, state.seed)
         same = len(self.after) == len(parts) and all(a is b for a, b in zip(parts, self.after, strict=True))
         sent = None if same else jax.device_get(tuple(state))
@@ -172,6 +184,7 @@ class _Rounds:
         waiting: dict[Any, _Member] = {member.pipe: member for member in self.hired.members}
         found: Outcome | None = None
         failures: list[tuple[int, Exception | None, str]] = []
+        measured: dict[int, Any] = {}
         while waiting:
             ready = wait(list(waiting), timeout=_GRACE if failures else None)
             if not ready:
@@ -184,13 +197,19 @@ class _Rounds:
                     self._lost(member)
                 if kind == "failed":
                     failures.append((member.rank, *rest))
-                elif member.rank == 0:
-                    algorithm, stages, news, *others = rest
+                    continue
+                measured[member.rank] = rest[0]
+                if member.rank == 0:
+                    _, algorithm, stages, news, *others = rest
                     found = Outcome(algorithm, stages, state.clients.commit(news), *others)
         if failures:
             self.hired.close()
             raise first_cause(failures)
         assert found is not None
+        self.engine = measured[0]["chosen"]
+        for warning in measured[0]["warnings"]:
+            _log.warning("%s", warning)
+        self.meter.heard([measured[rank] for rank in sorted(measured)])
         return found
 
     def _lost(self, member: _Member) -> None:
@@ -201,6 +220,38 @@ class _Rounds:
         code = codes[killed]
         self.hired.close()
         raise _Lost(f"process {killed} " + ("stopped answering" if code is None else cause(code)))
+
+
+class Afar:
+    """What the processes measured, as `sumfold.simulation.meter.Meter` has it.
+
+    Seconds and compiled programs are those of the first process, which does what every process does; steps and bytes
+    are of all.
+    """
+
+    def __init__(self) -> None:
+        self.before: dict[str, dict[str, Any]] = {"seconds": {}, "counts": {}}
+        self.now = self.before
+
+    def begin(self) -> None:
+        """New processes count from nothing."""
+        self.before, self.now = self.snapshot(), {"seconds": {}, "counts": {}}
+
+    def heard(self, measured: list[dict[str, Any]]) -> None:
+        """What each process measured since it began, by rank."""
+        counts = dict(measured[0]["counts"])
+        for other in measured[1:]:
+            shared = {name: n for name, n in other["counts"].items() if name == "bytes" or "steps" in name}
+            counts = _sum(counts, shared)
+        self.now = {"seconds": measured[0]["seconds"], "counts": counts}
+
+    def snapshot(self) -> dict[str, dict[str, Any]]:
+        """See `Meter.snapshot`."""
+        return {kind: _sum(self.before[kind], self.now[kind]) for kind in self.now}
+
+
+def _sum(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: a.get(name, 0) + b.get(name, 0) for name in {**a, **b}}
 
 
 def first_cause(failures: list[tuple[int, Exception | None, str]]) -> Exception:

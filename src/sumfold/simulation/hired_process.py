@@ -38,19 +38,25 @@ class Member:
         self.runtime = runtime
         self.runs: dict[int, Callable[[State, Cohort], Outcome]] = {}
         self.unchecked: dict[int, tuple[Round, str]] = {}
+        self.warnings: dict[int, list[str]] = {}
         self.states: dict[int, State] = {}
         self.data: dict[int, Any] = {}
 
-    def algorithm(self, name: int, code: bytes, expected: str) -> None:
-        """Prepare an algorithm, which must compute the expected program."""
+    def algorithm(self, name: int, code: bytes, expected: str, chosen: dict[str, Any]) -> None:
+        """Prepare an algorithm, which must compute the expected program; an interrupted run chose before."""
         round = algorithm(code)
-        self.runs[name] = self.runtime.bind(round)
+        run: Any = self.runtime.bind(round)
+        self.runs[name] = run
         self.unchecked[name] = round, expected
+        self.warnings[name] = list(run.adopt(chosen)) if chosen else []
 
     def round(
         self, name: int, sent: tuple[Any, ...] | None, number: int, data: Any, positions: Any, whole: Any
     ) -> tuple[Any, ...]:
-        """One round of it: algorithm, stages, what changed in the clients' memories, metrics, invalid, notes."""
+        """One round of it: what it measured, algorithm, stages, news of clients' memories, metrics, invalid, notes.
+
+        All but the first process return the first of these only.
+        """
         state = self.states[name] if sent is None else State(*sent)
         state = state._replace(round=np.int32(number))
         held = self._held(*data)
@@ -61,11 +67,13 @@ class Member:
         drawn_from = None if whole is None else (self._held(*whole[0]), whole[1])
         outcome = self.runs[name](state, Cohort(held, positions, drawn_from))
         self.states[name] = state._replace(algorithm=outcome.algorithm, stages=outcome.stages, clients=outcome.clients)
+        run: Any = self.runs[name]
+        told = {**run.measured.snapshot(), "chosen": run.chosen(), "warnings": self.warnings.pop(name, [])}
         if self.runtime.gang.rank:
-            return ()
+            return (told,)
         news = {c: memory for c, memory in outcome.clients.items() if state.clients.get(c) is not memory}
         given = (outcome.algorithm, outcome.stages, news, outcome.metrics, outcome.invalid)
-        return (*jax.device_get(given), outcome.notes)
+        return (told, *jax.device_get(given), outcome.notes)
 
     def failed(self, error: Exception) -> None:
         """Let the others know, so that they do not wait."""

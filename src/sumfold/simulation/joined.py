@@ -5,8 +5,10 @@ then JAX connects them, and an exchange is one collective of one flat vector: gl
 is all-reduced, see `sumfold.simulation.exchange`; anything else is gathered as bytes. It begins after a meeting, at
 which all have arrived, so that no timeout of the collective's own can run out.
 
-Whoever dies is noticed at the next meeting, and by JAX's heartbeat within ten seconds or so in the middle of a
-computation, where JAX ends the process by SIGABRT.
+Whoever dies is noticed at the next meeting, in an exchange by gloo's connections, and in the middle of a computation
+by `sumfold.simulation.deaths`. JAX's own service would notice by a heartbeat, cannot tell a process that is stopped
+from one that is gone, and ends the program with a stack trace. It is needed to introduce the processes to each other:
+on a CPU it is shut down after the first exchange, and elsewhere its heartbeat is as patient as a meeting.
 """
 
 from __future__ import annotations
@@ -31,15 +33,17 @@ from numpy.typing import NDArray
 
 from sumfold.errors import ProcessError
 from sumfold.simulation.cores import cores
+from sumfold.simulation.deaths import watch
 from sumfold.simulation.exchange import as_vector, of_vector
 from sumfold.simulation.launched import Membership
 from sumfold.simulation.rollcall import Card, RollCall, answer, call
+from sumfold.simulation.supervisor import LOST
 from sumfold.tree import Tree
 
 __all__ = ["Joined", "join", "joined"]
 
-_HEARTBEAT = 10
-"""Seconds of silence after which JAX takes a process for dead."""
+_PATIENCE = 100.0
+"""Seconds of silence after which JAX takes a process for dead; the deadline of a meeting where that is more."""
 
 _AT_ONCE = 256 << 20
 """Bytes that an exchange may take on a device; longer vectors are exchanged in pieces."""
@@ -55,7 +59,7 @@ class Joined:
         rank, size: see `Gang`.
         cores: the fewest that a process of the gang has, so that all of them plan the same streams.
         stopping: see `Gang`.
-        code: what the program ends with after `fail`.
+        failed, code: whether this process told the others that it ends, and what the program then ends with.
     """
 
     def __init__(self, roll: RollCall, hellos: Sequence[Card]) -> None:
@@ -66,7 +70,8 @@ class Joined:
         self._ended = False
         self._facts: dict[str, str] = {}
         self._network: _Network | None = None
-        self.code = 1
+        self._noticed = False
+        self.failed, self.code = False, 1
 
     def summed(self, tree: Tree) -> Tree:
         """The sum of the trees of all processes: the same bytes in each of them, and exact for integers."""
@@ -77,7 +82,7 @@ class Joined:
             raise _disagreement(
                 "what they sum", [card["words"] for card in self._meet({"kind": "shapes", "words": mine})]
             )
-        vector = self._connected().summed(as_vector(arrays, self.size))
+        vector = self._exchanged(lambda network: network.summed(as_vector(arrays, self.size)))
         return jax.tree.unflatten(structure, of_vector(vector, arrays, self.size))
 
     def gathered(self, tree: Tree) -> list[Tree]:
@@ -91,7 +96,7 @@ class Joined:
             if any(card["structure"] != cards[0]["structure"] for card in cards):
                 raise _disagreement("what they sum", [card["structure"] for card in cards])
         lengths = [sum(_nbytes(dtype, shape) for dtype, shape in some) for some in forms]
-        rows = self._connected().gathered(_flat(arrays), max(lengths))
+        rows = self._exchanged(lambda network: network.gathered(_flat(arrays), max(lengths)))
         return [
             jax.tree.unflatten(structure, arrays if rank == self.rank else _cut(row, some))
             for rank, (row, some) in enumerate(zip(rows, forms, strict=True))
@@ -126,7 +131,7 @@ class Joined:
     def fail(self, why: str, code: int = 1) -> None:
         """Tell the others that this process ends, and why; it will end with this exit code."""
         if not self._ended:
-            self._ended, self.code = True, code
+            self._ended, self.failed, self.code = True, True, code
             self.roll.last_words(why)
 
     def leave(self) -> None:
@@ -138,13 +143,33 @@ class Joined:
         _shutdown()
         self.roll.close()
 
-    def _connected(self) -> _Network:
+    def watch(self) -> None:
+        """From now on end this program when another process is gone, whatever it computes."""
+
+        def gone(rank: int) -> None:
+            why = f"process {rank} is gone: it was killed, has failed, or its machine does not answer"
+            self.fail(why, LOST)
+            sys.stderr.write(f"{why}\n")
+            _exit(LOST)
+
+        connections = {rank: line.socket for rank, line in self.roll.lines.items()}
+        watch(connections, lambda: self._ended or self._noticed, gone)
+
+    def _exchanged(self, exchange: Callable[[_Network], NDArray[Any]]) -> NDArray[Any]:
         if self._network is None:  # not before: a program may still choose its devices after it has joined
             self._network = _Network(self.rank, self.size)
-        return self._network
+        try:
+            return exchange(self._network)
+        except ProcessError:
+            self._noticed = True
+            raise
 
     def _meet(self, card: Card) -> list[Card]:
-        cards = self.roll.meet({**card, "stop": self._asked})
+        try:
+            cards = self.roll.meet({**card, "stop": self._asked})
+        except ProcessError:
+            self._noticed = True
+            raise
         kinds = [theirs["kind"] for theirs in cards]
         if len(set(kinds)) > 1:
             doing = [_DOING.get(kind, kind) for kind in kinds]
@@ -214,7 +239,9 @@ class _Network:
         try:
             with contextlib.nullcontext() if self.used else _quiet():
                 found = np.asarray(program(rows).addressable_data(0))
-        except jax.errors.JaxRuntimeError as error:
+            if not self.used and self.device.platform == "cpu":
+                _shutdown()
+        except (jax.errors.JaxRuntimeError, ValueError) as error:  # gloo's failures come as the latter
             words = str(error).splitlines()
             raise ProcessError(
                 "SF-PROC-022",
@@ -307,6 +334,7 @@ def join(member: Membership, deadline: float) -> Joined:
         roll.last_words(f"{type(error).__name__}: {error}")
         roll.close()
         raise
+    gang.watch()
     _HELD.append(gang)
     sys.excepthook = _Hook(gang, sys.excepthook)
     atexit.register(_end, gang)
@@ -324,8 +352,8 @@ def _connect(address: str, member: Membership, deadline: float) -> None:
             local_device_ids=member.devices,
             cluster_detection_method="deactivate",
             initialization_timeout=max(int(deadline), 10),
-            heartbeat_timeout_seconds=_HEARTBEAT,
-            shutdown_timeout_seconds=_HEARTBEAT,
+            heartbeat_timeout_seconds=int(max(deadline, _PATIENCE)),
+            shutdown_timeout_seconds=int(max(deadline, _PATIENCE)),
         )
     except RuntimeError as error:
         if "before" not in str(error) and "once" not in str(error):
@@ -363,7 +391,7 @@ class _Hook:
 
 def _end(gang: Joined) -> None:
     """At the program's end, leave together; after a failure at once, since JAX would wait for the others."""
-    if gang._ended and jax.distributed.is_initialized():
+    if gang._ended and gang.failed:
         _exit(gang.code)
     try:
         gang.leave()

@@ -4,8 +4,8 @@ Every process runs the same program with the same seed and plans the same round.
 streams, one exchange makes the totals known to all, and all run the same server half: so every process has the same
 state, and none is a master that the others wait for. What is written or shown is the first process's to write.
 
-Before the first round the processes compare what they hold, and each later round which cohort they drew: two that
-went apart stop with both values shown, instead of training two models.
+Before the first round the processes compare what they hold and what they will compute, and each later round which
+cohort they drew: two that went apart stop with both values shown, instead of training two models.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import jax
 import numpy as np
 
 from sumfold.core import files
-from sumfold.core.cohort import ClientData, Cohort
+from sumfold.core.cohort import ClientData, Cohort, batch_shapes
 from sumfold.core.driver import Notes, Outcome, State, check_groups
 from sumfold.core.group import KINDS
+from sumfold.core.program import marks
 from sumfold.core.round import HostWork, Round
 from sumfold.errors import CompositionError, user_facing
 from sumfold.simulation.bound import Bound
@@ -81,6 +82,11 @@ class Processes:
         **options: Any,
     ) -> None:
         _check(processes, coordinator, rank, deadline)
+        known = [field.name for field in dataclasses.fields(Simulation)]
+        if unknown := [name for name in options if name not in known]:
+            raise TypeError(
+                f"Processes() got an unexpected keyword argument {unknown[0]!r}; known are {', '.join(known)}"
+            )
         self.options = Simulation(**options)
         self.hired: Hired | None = None
         number = launched()
@@ -116,19 +122,22 @@ class Processes:
         if options.streams is None and jax.default_backend() == "cpu":
             options = dataclasses.replace(options, streams=gang.cores)
         hosted = any(isinstance(phase.work, HostWork) for phase in round.phases)
-        run: Run = _ByFirst(Bound(round, options, Alone()), gang) if hosted else Bound(round, options, gang)
-        return _Alike(round, run, gang, options)
+        if hosted:
+            return _Alike(round, _ByFirst(Bound(round, options, Alone()), gang), gang, options)
+        return _Alike(round, Bound(round, options, gang), gang, options)
 
 
 class _Alike:
     """Rounds that begin only when all processes hold the same."""
 
-    def __init__(self, round: Round, run: Run, gang: Joined, options: Simulation) -> None:
+    def __init__(self, round: Round, run: Bound | _ByFirst, gang: Joined, options: Simulation) -> None:
         self.round, self.run, self.gang = round, run, gang
         shown = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name != "host"}
         self.options = ", ".join(f"{name}={value!r}" for name, value in shown.items())
         self.known: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
         self.begun = False
+        self.shapes = ""
+        self.chosen, self.adopt, self.measured = run.chosen, run.adopt, run.meter
 
     def __call__(self, state: State, cohort: Cohort) -> Outcome:
         whole, positions = cohort.drawn_from or (cohort.data, cohort.positions)
@@ -145,9 +154,20 @@ class _Alike:
         }
         if not self.begun:  # models whose weights are drawn anew in each process would go unnoticed
             facts["the first state"] = _hash(*(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)))
+        if new or not self.begun:
+            facts |= self._programs(state, whole)
         self.gang.agreed(facts, now=new or not self.begun)
         self.begun = True
         return self.run(state, cohort)
+
+    def _programs(self, state: State, data: ClientData) -> dict[str, str]:
+        """What this process computes for such data, unless the others have heard of it."""
+        batch = batch_shapes(data, 2)
+        shapes = str(batch)
+        if shapes == self.shapes:
+            return {}
+        self.shapes = shapes
+        return marks(self.round, state, batch)
 
 
 class _ByFirst:
@@ -156,8 +176,9 @@ class _ByFirst:
     What such a function gives may depend on the process that runs it, so it runs once.
     """
 
-    def __init__(self, run: Run, gang: Joined) -> None:
+    def __init__(self, run: Bound, gang: Joined) -> None:
         self.run, self.gang = run, gang
+        self.chosen, self.adopt, self.meter = run.chosen, run.adopt, run.meter
 
     def __call__(self, state: State, cohort: Cohort) -> Outcome:
         if self.gang.rank == 0:

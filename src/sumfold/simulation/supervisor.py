@@ -42,6 +42,9 @@ _GLANCE = 0.05
 _GRACE = 2.0
 """Seconds in which the others may say why they end, too."""
 
+_OWN = {1, 2, 4, 130}
+"""Exit codes of a command of Sumfold's that failed; any other is the program's own, and means nothing to a caller."""
+
 _KILLED = {128 + signal.SIGKILL, 128 + signal.SIGABRT, 128 + signal.SIGTERM, 128 + signal.SIGSEGV, 128 + signal.SIGBUS}
 """Exit codes by which other launchers tell of a process that a signal ended."""
 
@@ -170,9 +173,13 @@ def _judged(seats: Sequence[Seat], codes: Sequence[int | None], say: Callable[[s
     first = {r: c for r, c in lost.items() if c not in {LOST, -signal.SIGABRT, 128 + signal.SIGABRT}}
     if failed and not first:
         rank = min(failed)
-        if words := seats[rank].words():
-            say(f"process {rank} ended with exit code {failed[rank]}; it said:\n{words}")
-        return failed[rank], None
+        code, words = failed[rank], seats[rank].words()
+        if code not in _OWN:
+            say(f"process {rank} ended with code {code}" + (f"; it said:\n{words}" if words else ""))
+            return 1, None
+        if words:
+            say(f"process {rank} ended with exit code {code}; it said:\n{words}")
+        return code, None
     rank = min(first or lost)
     who = f"process {rank}" if len(seats) > 1 else "a process"
     return LOST, f"{who} {cause(ended[rank])}"
