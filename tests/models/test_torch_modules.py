@@ -119,7 +119,11 @@ def words():
 
 
 MODULES = {
-    "batch normalisation": (lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)), rows),
+    # Without a bias before it, whose gradient would be rounding alone, which Adam blows up to steps of full size.
+    "batch normalisation": (
+        lambda: nn.Sequential(nn.Linear(4, 5, bias=False), nn.BatchNorm1d(5), nn.Linear(5, 3)),
+        rows,
+    ),
     "dropout": (lambda: nn.Sequential(nn.Linear(4, 9), nn.Dropout(0.5), nn.Linear(9, 3)), rows),
     "frozen": (frozen, rows),
     "tied": (Tied, words),
