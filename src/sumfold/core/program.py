@@ -20,10 +20,10 @@ from jax.extend import core as jaxprs
 
 from sumfold import keys, tree
 from sumfold.core.client import Briefing, Start, client_half
-from sumfold.core.driver import NOBODY, Standing, State, Totals, nothing, play, server_of
+from sumfold.core.driver import Standing, State, Totals, nothing, opened, play, server_of
 from sumfold.core.exported import each_half, traced
 from sumfold.core.group import add
-from sumfold.core.round import Batch, HostWork, Metrics, Phase, Round
+from sumfold.core.round import Batch, HostWork, Phase, Round
 from sumfold.tree import Tree
 
 __all__ = ["canonical", "marks", "one_client"]
@@ -85,9 +85,7 @@ def marks(round: Round, state: State, batch: Batch | None) -> dict[str, str]:
     found = {"the batches": _mark(canonical([tuple(phase.work.batching) for phase in round.phases]))}
     seed, number = tree.shape((2,), np.uint32), tree.shape((), np.int32)
     server, before = server_of(round), tree.shapes(state.stages)
-    count = tree.shape((), np.int32)
-    metrics: Metrics = {"distributor": {}, "client_work": {}, "aggregator": {}, "finalizer": {}}
-    standing = Standing(tree.shapes(state.algorithm), before, (), metrics, count, tree.shapes(NOBODY))
+    standing = tree.shapes(opened(tree.shapes(state.algorithm), before))
     halves = [client_half(phase) for phase in round.phases]
     for i, (half, forms) in enumerate(each_half(round, halves, state, batch)):
         of_phase = f" in phase {i}" if len(round.phases) > 1 else ""

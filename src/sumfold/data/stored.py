@@ -14,15 +14,11 @@ from sumfold.data.assemble import in_range
 from sumfold.data.description import Leaf, read_dtype, read_structure
 from sumfold.data.entries import Array, ClientId, Ids, Structure, Tree
 from sumfold.data.federation import Federation
+from sumfold.data.room import rows_for
 from sumfold.data.sqlite import File, id_checksum, storable
 from sumfold.errors import user_facing
 
 Int64 = npt.NDArray[np.int64]
-
-_GENEROUS = 4
-"""How many times the rows of a cohort may be reserved, so that the next cohort has the same shapes."""
-_FEW = 16 << 20
-"""Bytes of rows that may always be reserved."""
 
 
 class StoredFederation(Federation):
@@ -120,15 +116,9 @@ class StoredFederation(Federation):
         Rows beyond the clients' own are zeros that belong to nobody; equal shapes spare a compilation.
         """
         needed, size = int(self.counts[positions].sum()), len(positions)
-        most = self._memo.setdefault("most", {})
-        if size not in most:
-            most[size] = int(np.partition(self.counts, len(self) - size)[len(self) - size :].sum()) if size else 0
-        rooms = self._memo.setdefault("room", {})
-        known, width = rooms.get(size, 0), sum(leaf.row_bytes for leaf in self._leaves)
-        if needed > known:
-            affordable = most[size] <= _GENEROUS * needed or most[size] * width <= _FEW
-            rooms[size] = most[size] if affordable else max(1 << (needed - 1).bit_length(), 2 * known)
-        return int(rooms.get(size, 0))
+        rooms, width = self._memo.setdefault("room", {}), sum(leaf.row_bytes for leaf in self._leaves)
+        rooms[size] = rows_for(self.counts, size, needed, width, rooms.get(size, 0))
+        return int(rooms[size])
 
     def _read(self, positions: Int64, room: int = 0) -> Federation:
         """These clients in memory, with `room` rows if they have fewer."""

@@ -24,13 +24,7 @@ from sumfold.core.cohort import Cohort
 from sumfold.simulation.memory import mapped
 from sumfold.tree import Leaf, Tree
 
-__all__ = ["Drawn", "drawn", "row_bytes", "rows_for"]
-
-_GENEROUS = 4
-"""How many times the rows of a cohort may be reserved, so that the next cohort has the same shapes."""
-
-_FEW = 16 << 20
-"""Bytes of rows that may always be reserved."""
+__all__ = ["Drawn", "drawn", "row_bytes"]
 
 _PIECE = 8 << 20
 """Bytes of rows that are copied at a time."""
@@ -74,29 +68,6 @@ def row_bytes(examples: Tree) -> int:
     """Bytes of one row of all arrays, in JAX's dtypes."""
     leaves = jax.tree.leaves(examples)
     return sum(int(np.prod(leaf.shape[1:])) * jax.dtypes.canonicalize_dtype(leaf.dtype).itemsize for leaf in leaves)
-
-
-def rows_for(counts: NDArray[np.int64], clients: int, needed: int, width: int, known: int) -> int:
-    """Rows to give a cohort: as many as any of its size may need, where that is not far too many.
-
-    Args:
-        counts: int64[K], of all clients.
-        clients: of the cohort.
-        needed: rows of this cohort.
-        width: bytes of a row.
-        known: what cohorts of this size have got so far.
-
-    Example:
-        >>> rows_for(np.array([1, 2, 3, 4]), 2, needed=3, width=4, known=0)
-        7
-    """
-    if needed <= known:
-        return known
-    size = min(clients, len(counts))
-    most = int(np.partition(counts, len(counts) - size)[len(counts) - size :].sum()) if size else 0
-    if most <= _GENEROUS * needed or most * width <= _FEW:
-        return most
-    return max(1 << (needed - 1).bit_length(), 2 * known)
 
 
 def _copied(leaf: Any, taken: NDArray[np.int64], rows: int) -> Leaf:

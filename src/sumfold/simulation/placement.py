@@ -21,10 +21,11 @@ from sumfold import keys, tree
 from sumfold.aligned import aligned
 from sumfold.core.batching import Batching, Plan, plan, plan_ready
 from sumfold.core.cohort import ClientData, Cohort, widths
+from sumfold.data.room import rows_for
 from sumfold.errors import DataError
 from sumfold.simulation import memory
 from sumfold.simulation.borrowed import borrowed
-from sumfold.simulation.drawn import drawn, row_bytes, rows_for
+from sumfold.simulation.drawn import drawn, row_bytes
 from sumfold.simulation.lanes import Course, course
 from sumfold.simulation.packing import cut, spread
 from sumfold.simulation.stream import Clients
