@@ -83,3 +83,17 @@ def test_phases_are_told_apart() -> None:
     found = marked(sf.learning.mime(linear(), optax.sgd(0.1), batching=BATCHING))
     assert {"the client's step in phase 0", "the server's step in phase 1"} <= set(found)
     assert all(len(mark) == 16 for mark in found.values())
+
+
+def test_an_array_that_the_model_closes_over_counts_by_its_values() -> None:
+    def scaled(last):
+        factors = jnp.asarray([1.0, 2.0, last])
+        return sf.models.from_functions(
+            lambda key: jnp.zeros((36, 3)),
+            lambda w, x: (x.reshape(len(x), -1) @ w) * factors[None],
+            optax.softmax_cross_entropy_with_integer_labels,
+        )
+
+    one, same, other = (marked(averaged(scaled(last))) for last in (3.0, 3.0, 4.0))
+    assert one == same
+    assert {part for part in one if one[part] != other[part]} == {"the client's step"}
