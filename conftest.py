@@ -8,6 +8,8 @@ import os
 import pkgutil
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any, ParamSpecArgs, ParamSpecKwargs
 
 if "jax" in sys.modules or "sumfold" in sys.modules:
     raise RuntimeError("jax or sumfold was imported before conftest.py could set the tests' environment")
@@ -23,11 +25,46 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
+import beartype
 import hypothesis
 from jaxtyping import install_import_hook
 
+_checkers: dict[Any, Any] = {}
+
+
+def _hashable(annotation: Any) -> Any:
+    """`*args: P.args` has no hash of its own."""
+    return repr(annotation) if isinstance(annotation, ParamSpecArgs | ParamSpecKwargs) else annotation
+
+
+def once(function: Any) -> Any:
+    """Beartype's check of a signature, made once for each function's place in the source.
+
+    The hook asks for a check of every function, also of one that is defined anew whenever the function around it
+    runs, as most of Sumfold's are; what it hands over is a signature without the body. Most of the time of a traced
+    round went into making such checks again. Whatever a check may depend on is in the key.
+    """
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return beartype.beartype(function)
+    kinds = code.co_varnames, code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags
+    annotations = tuple((name, _hashable(of)) for name, of in function.__annotations__.items())
+    defaults = function.__defaults__, tuple((function.__kwdefaults__ or {}).items())
+    key = function.__module__, function.__qualname__, kinds, annotations, defaults
+    try:
+        if key not in _checkers:
+            _checkers[key] = beartype.beartype(function)
+    except TypeError:  # an annotation or a default that is no key
+        return beartype.beartype(function)
+    return _checkers[key]
+
+
+# The hook takes a name, which it imports.
+sys.modules["checks"] = ModuleType("checks")
+sys.modules["checks"].__dict__["once"] = once
+
 # From here on every function of Sumfold checks its annotations, shapes and dtypes included, when called.
-install_import_hook("sumfold", "beartype.beartype")
+install_import_hook("sumfold", "checks.once")
 
 # Scripts that are started in environments of their own, and import what those have.
 collect_ignore = ["src/sumfold/bench/contestants"]

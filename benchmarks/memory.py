@@ -51,7 +51,7 @@ def main() -> None:
     copy = 4 * PARAMETERS
     bound = process._run
     begun = bound._begun(state, Cohort(federation, np.arange(clients)))
-    plans = tuple(bound._plan(i, begun, 0, bound._rooms(i, begun)) for i in range(len(process.round.phases)))
+    plans = tuple(bound._plans(i, begun, [0], bound._rooms(i, begun))[0] for i in range(len(process.round.phases)))
     examples = bound.placement.examples(federation)
     memory, seen = bound.recall.rows(state, [], begun.seats.slots)
     lowered = bound.compiled.lower(

@@ -168,9 +168,11 @@ def test_server_optimizers_agree(server):
     assert_runtimes_agree(process, images(), *RUNTIMES, rounds=5)
 
 
-@pytest.mark.parametrize("aggregator", ["mean", "sum"])
-@pytest.mark.parametrize("weighting", ["examples", "uniform", "by loss"])
-def test_aggregators_and_weightings_agree(aggregator, weighting):
+# The mean by examples is in `test_fed_avg_agrees`, the uniform one in `test_server_optimizers_agree`.
+@pytest.mark.parametrize(
+    ("weighting", "aggregator"), [("examples", "sum"), ("uniform", "sum"), ("by loss", "mean"), ("by loss", "sum")]
+)
+def test_aggregators_and_weightings_agree(weighting, aggregator):
     weigh = (lambda metrics: 1.0 / (1.0 + metrics["loss"])) if weighting == "by loss" else weighting
     process = sf.learning.fed_avg(
         functions(),

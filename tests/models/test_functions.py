@@ -1,5 +1,8 @@
 """Models from plain functions."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,3 +117,32 @@ def test_a_key_without_default_is_refused():
 def test_an_example_that_predict_does_not_take():
     with pytest.raises(sf.TypeMismatchError, match=r"x float32\[4, 3\].*SF-TYPE-002"):
         linear(example=np.ones((4, 3), np.float32))
+
+
+def test_large_weights_are_drawn_by_one_program():
+    def init(key):
+        first, second = jax.random.split(key)
+        return {"w": 0.1 * jax.random.normal(first, (200, 100)), "v": jax.random.normal(second, (7, 5)) + offset}
+
+    offset = np.float32(2)
+    model = sf.models.from_functions(init, lambda p, x: x @ p["w"], lambda outputs, y: outputs.sum(-1))
+    key = jax.random.key(3)
+    for _ in range(2):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), model.init(key), init(key))
+        offset += 1  # what it reads besides the key counts at every call
+
+
+SENT = """
+import cloudpickle, jax, sumfold as sf
+model = sf.models.from_functions(
+    lambda key: {"w": jax.random.normal(key, (200, 100))}, lambda p, x: x @ p["w"], lambda outputs, y: outputs.sum(-1)
+)
+model.init(jax.random.key(0))
+print(cloudpickle.loads(cloudpickle.dumps(model)).init(jax.random.key(0))["w"].shape)
+"""
+
+
+def test_a_model_can_be_sent_when_its_weights_were_drawn():
+    pytest.importorskip("cloudpickle")
+    told = subprocess.run([sys.executable, "-c", SENT], capture_output=True, text=True, check=True)
+    assert told.stdout == "(200, 100)\n"

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import sumfold as sf
-from sumfold.simulation.placement import room
+from sumfold.core.cohort import room
 
 RATE, SEED = 0.05, 3
 BATCHING = sf.Batching(size=7, epochs=3)

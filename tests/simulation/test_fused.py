@@ -372,6 +372,19 @@ def two():
 
 
 @pytest.fixture
+def idle(monkeypatch):
+    """A machine with more cores than streams."""
+    monkeypatch.setattr(sf.simulation.ahead, "cores", lambda: 64)
+
+
+@pytest.mark.parametrize(("count", "early"), [(2, 0), (3, 3)])
+def test_nobody_plans_ahead_where_every_core_computes_a_stream(count, early, two, planners, monkeypatch):
+    monkeypatch.setattr(sf.simulation.ahead, "cores", lambda: count)
+    train(two, MANY, clients_per_round=600, rounds=4)
+    assert planners["sumfold-plan"] == early
+
+
+@pytest.fixture
 def planners(monkeypatch):
     """Which thread planned how many rounds."""
     found = collections.Counter()
@@ -395,6 +408,7 @@ def planners(monkeypatch):
     ],
     ids=["streams", "lanes", "two phases", "client memory"],
 )
+@pytest.mark.usefixtures("idle")
 def test_plans_made_ahead_give_the_same_bytes(made, planners, monkeypatch):
     process, options = made(), {"clients_per_round": 600, "rounds": 5}
     ahead = train(process, MANY, **options)
@@ -406,6 +420,7 @@ def test_plans_made_ahead_give_the_same_bytes(made, planners, monkeypatch):
     assert planners.total() == planners["main"] == 5
 
 
+@pytest.mark.usefixtures("idle")
 def test_a_plan_for_another_cohort_is_dropped(two, planners):
     process, cohorts = two, [np.arange(n, n + 600) for n in range(4)]
 
@@ -422,6 +437,7 @@ def test_a_plan_for_another_cohort_is_dropped(two, planners):
     assert not process._run.ahead._made
 
 
+@pytest.mark.usefixtures("idle")
 def test_an_error_while_planning_ahead_belongs_to_its_round(two, monkeypatch):
     process, planned = two, []
     begun = sf.simulation.bound.Bound._begun

@@ -15,7 +15,7 @@ import optax
 import pytest
 
 import sumfold as sf
-from sumfold.simulation.placement import room
+from sumfold.core.cohort import room
 
 FEATURES, CLASSES = 12, 5
 MODEL = sf.models.from_functions(

@@ -23,7 +23,7 @@ def program_bytes(clients: int) -> int:
     state = process.initialize()
     bound = process._run
     begun = bound._begun(state, Cohort(federation, np.arange(clients)))
-    plans = (bound._plan(0, begun, 0, bound._rooms(0, begun)),)
+    plans = (bound._plans(0, begun, [0], bound._rooms(0, begun))[0],)
     examples = bound.placement.examples(federation)
     memory, seen = bound.recall.rows(state, [], begun.seats.slots)
     arguments = (state.algorithm, state.stages, state.seed, np.int32(0), plans, examples, memory, seen)

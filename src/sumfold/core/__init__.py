@@ -3,6 +3,8 @@
 from sumfold.core.batching import Batching as Batching
 from sumfold.core.client import Briefing as Briefing
 from sumfold.core.client import Upload as Upload
+from sumfold.core.coordinates import by_coordinate as by_coordinate
+from sumfold.core.coordinates import sorted_rows as sorted_rows
 from sumfold.core.driver import State as State
 from sumfold.core.group import Group as Group
 from sumfold.core.group import Stacked as Stacked
@@ -44,10 +46,12 @@ __all__ = [
     "Task",
     "Work",
     "add",
+    "by_coordinate",
     "chain",
     "fold",
     "maximum",
     "minimum",
     "modular",
+    "sorted_rows",
     "stack",
 ]

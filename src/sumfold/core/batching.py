@@ -41,6 +41,19 @@ class Plan(NamedTuple):
         padded = np.concatenate([self.rows, np.full(width, -1)])
         return np.where(place < self.size[:, None], padded[self.begin[:, None] + place], -1)
 
+    def part(self, first: int, end: int) -> Plan:
+        """The plan of some neighbouring clients, from number `first` to before `end`."""
+        batches = slice(*(int(self.steps[:k].sum()) for k in (first, end)))
+        rows = slice(*(int(self.drawn[:k].sum()) for k in (first, end)))
+        return Plan(
+            self.rows[rows],
+            self.begin[batches] - rows.start,
+            self.size[batches],
+            self.start[first:end] - batches.start,
+            self.steps[first:end],
+            self.drawn[first:end],
+        )
+
 
 class _Batching(NamedTuple):
     size: int | None = 32

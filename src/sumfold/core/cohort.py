@@ -14,7 +14,7 @@ from sumfold.core.batching import Batching
 from sumfold.core.round import Batch
 from sumfold.tree import Tree
 
-__all__ = ["ClientData", "Cohort", "batch_shapes", "widths"]
+__all__ = ["ClientData", "Cohort", "batch_shapes", "cohort_widths", "room", "widths"]
 
 
 @runtime_checkable
@@ -68,19 +68,44 @@ class Cohort(NamedTuple):
         return self.data.ids[int(self.positions[place])]
 
 
+def room(needed: int) -> int:
+    """`needed` rounded up to one of four sizes an octave (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, …).
+
+    Shapes are rounded so that other data soon meets a program that is compiled already.
+
+    Example:
+        >>> [room(n) for n in (0, 1, 9, 100)]
+        [1, 1, 10, 112]
+    """
+    needed = max(needed, 1)
+    unit = 1 << max(needed.bit_length() - 3, 0)
+    return -(-needed // unit) * unit
+
+
 def widths(data: ClientData, batching: Batching) -> NDArray[np.int64]:
     """Places in each client's batches, int64[K].
 
-    The batching's size; for full batches, the power of two that holds the client's rows; for ready-made batches, the
-    longest of all clients.
+    The batching's size, or less where every client has fewer rows; for full batches, the power of two that holds the
+    client's rows; for ready-made batches, the longest of all clients.
     """
     if data.batch_sizes is not None:
         longest = max((int(sizes.max(initial=1)) for sizes in data.batch_sizes), default=1)
         return np.full(len(data.counts), longest, np.int64)
     if batching.size is not None:
-        return np.full(len(data.counts), batching.size, np.int64)
+        longest = int(np.max(data.counts, initial=1))
+        return np.full(len(data.counts), min(batching.size, room(longest)), np.int64)
     counts, which = np.unique(data.counts, return_inverse=True)
     return np.array([batching.width(int(n)) for n in counts], np.int64)[which]
+
+
+def cohort_widths(cohort: Cohort, batching: Batching) -> NDArray[np.int64]:
+    """`widths` by position in the cohort's data; those of the federation that it was drawn from, where it was."""
+    if cohort.drawn_from is None:
+        return widths(cohort.data, batching)
+    whole, among = cohort.drawn_from
+    found = np.ones(len(cohort.data.counts), np.int64)
+    found[cohort.positions] = widths(whole, batching)[among]
+    return found
 
 
 def batch_shapes(data: ClientData, width: int) -> Batch | None:

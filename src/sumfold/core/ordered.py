@@ -6,13 +6,14 @@ then pairs of those sums, and so on. Any run of consecutive places reduces to at
 processes that each own a run need O(log clients) copies of the model, and what they hand over can be joined to the
 very tree. (Fixed-point sums would need a scale that no client exceeds, and none is known beforehand.)
 
-Groups whose total does not depend on the order anyway (minimum, maximum, modular, stack) are summed as they come.
+Groups whose total does not depend on the order anyway (minimum, maximum, modular) are summed as they come, and what is
+stacked is written to the host, see `sumfold.core.rows`.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ from sumfold.core.client import Briefing
 from sumfold.core.driver import NOBODY, Totals, nothing
 from sumfold.core.group import add
 from sumfold.core.round import Phase
+from sumfold.core.rows import Rows, individual, rows_for, with_rows
 from sumfold.tree import Leaf, Tree
 
 __all__ = ["Node", "Ordered"]
@@ -57,30 +59,38 @@ class Ordered:
     def __init__(self, phase: Phase) -> None:
         self._groups = {part: stage.group or add for part, stage in phase.aggregate.items()}
         self._phase = phase
+        self._stacked = individual(phase)
         self._leaf = jax.jit(self._one)
         self._merge = jax.jit(self._both)
         self._free = jax.jit(self._entered)
 
-    def begin(self, briefing: Briefing, kept: Tree, places: int) -> Sum:
+    def begin(self, briefing: Briefing, kept: Tree, places: int, rows: Mapping[str, Rows] | None = None) -> Sum:
         """The sum of nobody.
 
         Args:
             briefing, kept: what every client receives and has kept, arrays or shapes.
             places: of the whole cohort.
+            rows: where stacked values go, of all runs of places that are joined later; made here by default.
         """
-        return Sum(self, nothing(self._phase, briefing, kept, places))
+        zero = self.nobody(briefing, kept)
+        return Sum(self, zero, rows_for(self._stacked, zero, places) if rows is None else rows)
+
+    def nobody(self, briefing: Briefing, kept: Tree) -> Totals:
+        """The totals of nobody, with a stack of no rows for each part that is stacked."""
+        return nothing(self._phase, briefing, kept, 0)
 
     def total(self, zero: Totals, sums: Iterable[Sum]) -> Totals:
         """The totals of several runs of places, in the order of places, as one."""
-        whole = Sum(self, zero)
-        for some in sums:
+        first, *others = sums
+        whole = Sum(self, zero, first.rows)
+        for some in (first, *others):
             whole.join(some)
         return whole.total()
 
-    def received(self, zero: Totals, places: range, arrays: Tree) -> Sum:
-        """The sum that another process has `sent`, of these places."""
+    def received(self, zero: Totals, places: range, arrays: Tree, rows: Mapping[str, Rows] | None = None) -> Sum:
+        """The sum that another process has `sent`, of these places; what is stacked comes another way, in `rows`."""
         stacked, filled, free, non_finite, invalid = arrays
-        some = Sum(self, zero)
+        some = Sum(self, zero, rows or {})
         for place in places:
             some.skip(place)
         some.nodes = [
@@ -109,17 +119,21 @@ class Ordered:
 class Sum:
     """One run of consecutive places."""
 
-    def __init__(self, of: Ordered, zero: Totals) -> None:
-        self.of, self.zero = of, zero
+    def __init__(self, of: Ordered, zero: Totals, rows: Mapping[str, Rows]) -> None:
+        self.of, self.rows = of, rows
+        self.zero = zero._replace(parts={p: total for p, total in zero.parts.items() if p not in of._stacked})
         self.nodes: list[Node] = []
-        self.free = {part: total for part, total in zero.parts.items() if of._groups[part].kind not in _ORDERED}
+        self.free = {p: total for p, total in self.zero.parts.items() if of._groups[p].kind not in _ORDERED}
         self.non_finite, self.invalid = 0, int(NOBODY)
 
     def take(self, place: int, parts: dict[str, Tree], metrics: Tree) -> None:
         """The next place: a client that is counted."""
+        for part, rows in self.rows.items():
+            rows.put([place], jax.tree.map(lambda a: np.asarray(a)[None], parts[part]), [True])
         if self.free:
             self.free = self.of._free(self.free, {part: parts[part] for part in self.free}, np.int32(place))
-        self._push(Node(0, place, self.of._leaf(self.zero, parts, metrics, np.int32(place))))
+        summed = {part: parts[part] for part in self.zero.parts}
+        self._push(Node(0, place, self.of._leaf(self.zero, summed, metrics, np.int32(place))))
 
     def skip(self, place: int, *, finite: bool = True, valid: bool = True) -> None:
         """The next place: a client that is not counted, and why."""
@@ -155,7 +169,7 @@ class Sum:
 
     def at(self, device: Any) -> Sum:
         """The same on another device."""
-        moved = Sum(self.of, jax.device_put(self.zero, device))
+        moved = Sum(self.of, jax.device_put(self.zero, device), self.rows)
         moved.nodes = [node._replace(branch=jax.device_put(node.branch, device)) for node in self.nodes]
         moved.free = jax.device_put(self.free, device)
         moved.non_finite, moved.invalid = self.non_finite, self.invalid
@@ -172,10 +186,8 @@ class Sum:
         )
 
     def _counted(self, totals: Totals) -> Totals:
-        parts = {part: totals.parts[part] for part in self.zero.parts}  # the order of the parts is part of the type
-        return totals._replace(
-            parts=parts, num_non_finite_clients=np.int32(self.non_finite), invalid=np.int32(self.invalid)
-        )
+        counted = totals._replace(num_non_finite_clients=np.int32(self.non_finite), invalid=np.int32(self.invalid))
+        return with_rows(self.of._phase, counted, self.rows)  # in the order of the parts, which is part of the type
 
     def _push(self, node: Node) -> None:
         """Add at the right; two sisters become their mother."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.extend.core import Literal
 
+from sumfold.core.cohort import room
 from sumfold.errors import is_library
 from sumfold.language import integers, types
 from sumfold.language.arguments import Argument, Run
@@ -19,7 +20,6 @@ from sumfold.language.rows import Held, held
 from sumfold.language.tracing import Output, Program, varies
 from sumfold.language.types import FederatedType, SequenceType, TensorType, Type
 from sumfold.language.value import Wide
-from sumfold.simulation.placement import room
 
 __all__ = ["Call", "checks", "columns_of", "reading", "rows_of", "server_arrays", "shown", "warn"]
 

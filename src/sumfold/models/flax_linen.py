@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from sumfold import tree
+from sumfold.core.compiled import at_once
 from sumfold.core.foreign import foreign
 from sumfold.errors import CompositionError
 from sumfold.keys import Key
@@ -57,7 +58,7 @@ def from_linen(module: Any, example: Tree, loss: Callable[[Any, Any], Any], metr
     return Model(
         name=name,
         template=parts,
-        init=foreign(init),
+        init=at_once(foreign(init)),
         split=split,
         join=join,
         apply=apply,

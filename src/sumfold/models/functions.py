@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from sumfold import tree
+from sumfold.core.compiled import at_once
 from sumfold.core.foreign import foreign
 from sumfold.errors import CompositionError, StateError, user_facing
 from sumfold.keys import Key
@@ -88,7 +89,7 @@ def from_functions(
     model = Model(
         name=getattr(predict, "__name__", "function").replace("<lambda>", "function"),
         template=divide(template),
-        init=initial,
+        init=at_once(initial),
         split=split,
         join=lambda parts: combine(parts.trainable, parts.constants),
         apply=apply,

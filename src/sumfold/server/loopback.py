@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sumfold import keys, tree
 from sumfold.client.runner import Answer, Runner
 from sumfold.core.client import Briefing, Keeping, Start, Upload, client_half
-from sumfold.core.cohort import Cohort, batch_shapes, widths
+from sumfold.core.cohort import Cohort, batch_shapes, cohort_widths
 from sumfold.core.driver import Notes, Outcome, State, Totals, check_groups, compiled_server, play
 from sumfold.core.group import KINDS
 from sumfold.core.host import Failure, all_failed, attempt, carry_shapes, conformed, held, report_failure, shaped
@@ -76,7 +76,7 @@ class _Bound:
         ) -> tuple[list[Totals], dict[int, list[Any]]]:
             kept_before = shapes[-1].kept if shapes else ()
             phase = self._rehearsed(i, briefing, kept_before, state, cohort, list(carried))
-            shapes.append(_Shapes.of(phase, briefing, kept_before, widths(cohort.data, phase.work.batching)))
+            shapes.append(_Shapes.of(phase, briefing, kept_before, cohort_widths(cohort, phase.work.batching)))
             now = shapes[-1]
             total = self._ordered(i, phase).begin(briefing, now.kept_before, places)
             kept: dict[int, list[Any]] = {}
@@ -138,7 +138,7 @@ class _Bound:
         if isinstance(phase.work, Work) or phase.work.init is not None:
             return phase
         if i not in self.rehearsed:
-            shaped_like_message = _Shapes.of(phase, briefing, kept, widths(cohort.data, phase.work.batching))
+            shaped_like_message = _Shapes.of(phase, briefing, kept, cohort_widths(cohort, phase.work.batching))
             for place in places:
                 own = _Own(phase, shaped_like_message, briefing, cohort, place)
                 memory = self._memory(i, state, cohort.client(place), briefing, kept)

@@ -5,6 +5,9 @@ that was made early is the plan that would be made in its turn, array for array,
 on whether there was time for it. One that turns out to be for another round or cohort is dropped and made anew; so is
 one whose making failed, since its error belongs to its own round.
 
+Where every core computes a stream there is nobody to plan: a thread that plans takes turns with them, and the round of a
+thousand clients that it was to shorten takes a tenth longer. There a plan is made in its turn.
+
 Planning fills the caches of `sumfold.simulation.placement`, which are one thread's at a time: the thread plans only
 after all plans of the present round are made, and whoever misses a plan waits until the thread is idle.
 """
@@ -21,6 +24,7 @@ from sumfold.core.cohort import Cohort
 from sumfold.core.driver import State
 from sumfold.core.store import ClientStore
 from sumfold.simulation.choice import Choice
+from sumfold.simulation.cores import cores
 from sumfold.simulation.placement import Plans, Seats
 
 if TYPE_CHECKING:
@@ -77,6 +81,7 @@ class Ahead:
         self._expected: list[tuple[State, Cohort]] = []
         self._made: dict[int, _Made] = {}
         self._thread: ThreadPoolExecutor | None = None
+        self._busy = False
 
     def expect(self, first: int, seed: Any, cohorts: Iterable[Cohort]) -> None:
         """Say whose rounds will come, from round number `first` on."""
@@ -98,7 +103,8 @@ class Ahead:
         if begun is None:
             self.drop()
             begun = self._bound._begun(state, cohort)
-        return self._bound._planned(begun) if self._expected and not begun.plans else begun
+        self._busy = self._bound.devices[0].platform == "cpu" and len(begun.mine) >= cores()
+        return self._bound._planned(begun) if self._expected and not self._busy and not begun.plans else begun
 
     def keep(self, begun: Begun) -> None:
         """Put a round back, for the call that it is for; one without plans only for the very next."""
@@ -108,7 +114,7 @@ class Ahead:
 
     def go(self) -> None:
         """Plan what is expected, in the thread; call it when nothing else is left to plan."""
-        for state, cohort in self._expected:
+        for state, cohort in [] if self._busy else self._expected:
             made = self._made.get(int(state.round))
             if made is None or not self._is(made, state, cohort):
                 if self._thread is None:

@@ -3,8 +3,9 @@
 A round is planned first: who runs in which stream, in lanes or one after the other, by rule alone (`packing`).
 Then Σ is computed in one of three ways, which share the driver's order of a round and the streams' code:
 
-- *whole*: one stream, and the round is one program;
+- *whole*: one stream, nothing stacked, and the round is one program;
 - *side by side*: a program for each stream at a time, in threads that wait for them; the server's programs between;
+  where a part is stacked, in blocks (`sumfold.simulation.block`);
 - *pinned*: clients by exported programs, summed in a fixed order, where bits must not depend on packing.
 
 Why threads and not processes: XLA computes outside of Python's lock, so threads with a program each use all cores,
@@ -29,6 +30,7 @@ from sumfold import keys, tree
 from sumfold.core.batching import Batching
 from sumfold.core.client import Briefing, Memory, client_half
 from sumfold.core.cohort import Cohort, batch_shapes
+from sumfold.core.compiled import compiled
 from sumfold.core.driver import (
     Notes,
     Outcome,
@@ -44,10 +46,12 @@ from sumfold.core.driver import (
 from sumfold.core.exported import each_half, traced
 from sumfold.core.pure import check_calls, check_repeatable
 from sumfold.core.round import HostWork, Round
+from sumfold.core.rows import Rows, individual, with_rows, without
 from sumfold.core.store import ClientStore
 from sumfold.errors import CompositionError
 from sumfold.simulation import memory
 from sumfold.simulation.ahead import Ahead, Begun
+from sumfold.simulation.block import Blocks
 from sumfold.simulation.canonical import fast
 from sumfold.simulation.choice import (
     GIVEN,
@@ -63,16 +67,18 @@ from sumfold.simulation.choice import (
 )
 from sumfold.simulation.closing import Closing
 from sumfold.simulation.cores import affordable, cores
-from sumfold.simulation.exchange import exchanged
+from sumfold.simulation.exchange import exchanged, spread_rows
 from sumfold.simulation.fused import Fused
 from sumfold.simulation.gang import Gang
 from sumfold.simulation.host import Hosted
-from sumfold.simulation.lanes import Course, lanes
+from sumfold.simulation.lanes import lanes
 from sumfold.simulation.meter import Meter
 from sumfold.simulation.pinned import Pinned
-from sumfold.simulation.placement import Placement, Plans, Room
+from sumfold.simulation.placement import Placement, Plans, Room, shortened
 from sumfold.simulation.recall import Recall, commit
-from sumfold.simulation.stream import Clients, Table, stream, table_of
+from sumfold.simulation.spare import Spare
+from sumfold.simulation.spill import Stacks
+from sumfold.simulation.stream import Table, stream, table_of
 from sumfold.simulation.trials import faster, mark
 from sumfold.simulation.workers import Workers
 from sumfold.tree import Tree
@@ -87,7 +93,7 @@ _log = logging.getLogger("sumfold")
 _WORTHWHILE = 500.0
 """Microseconds of computation that one more stream should take over."""
 
-_FEW = 20_000
+_FEW = 5000
 """Clients whose plan takes a few milliseconds."""
 
 _TRIAL_STEPS = 2048
@@ -107,16 +113,20 @@ class Bound:
         self.round, self.options, self.gang = round, options, gang
         halves = [client_half(phase) for phase in round.phases]
         self.halves = [fast(half) for half in halves] if jax.default_backend() == "cpu" else halves
-        self.hosted = {i: Hosted(i, phase) for i, phase in enumerate(round.phases) if isinstance(phase.work, HostWork)}
+        self.stacks, phases = Stacks(), dict(enumerate(round.phases))
+        self.hosted = {i: Hosted(i, p, self.stacks) for i, p in phases.items() if isinstance(p.work, HostWork)}
+        stacked = [i for i, phase in phases.items() if individual(phase) and i not in self.hosted]
+        self.blocks = {i: Blocks(i, phases[i], self.halves[i], self.stacks) for i in stacked}
         self.host = options.host or Workers()
         self.devices = _devices(options.devices)
         self.meter = Meter()
         self.closing = Closing(round)
         self.server = self._metered(self.closing.server)
         self.placement = Placement()
-        self.compiled = jax.jit(self._play)
-        self.phase = jax.jit(self._phase, static_argnums=(0, 1))
-        self.merged = jax.jit(self._merged, static_argnums=0)
+        self.compiled = compiled(self._play)
+        self.phase = compiled(self._phase, static_argnums=(0, 1), donate_argnums=2, keep_unused=True)
+        self.spare = Spare()
+        self.merged = compiled(self._merged, static_argnums=0)
         self.pinned = [
             Pinned(i, phase, half) for i, (phase, half) in enumerate(zip(round.phases, self.halves, strict=True))
         ]
@@ -136,7 +146,7 @@ class Bound:
         self.ahead.go()
         if self.options.deterministic and not self.hosted:
             return self._in_order(begun)
-        if self.hosted or len(begun.seats.places) > 1:
+        if self.hosted or self.blocks or len(begun.seats.places) > 1:
             return self._side_by_side(begun)
         return self._whole(begun)
 
@@ -245,7 +255,7 @@ class Bound:
 
         def seconds(abreast: int) -> float:
             begun = Begun(state, cohort, seats, abreast, range(streams), [[]] * streams)
-            plans, steps = _shortened(self._plan(0, begun, 0, self._rooms(0, begun)), _TRIAL_STEPS)
+            plans, steps = shortened(self._plans(0, begun, [0], self._rooms(0, begun))[0], _TRIAL_STEPS)
             standing = opened(state.algorithm, state.stages)
             briefing = self.server.brief(0, standing, state.seed, np.int32(state.round))
             memories, seen = self.recall.rows(state, [], seats.slots)
@@ -254,7 +264,7 @@ class Bound:
             taken = []
             for _ in range(3):  # the first compiles
                 began = time.perf_counter()
-                _finished(self.phase(0, seats.total, briefing, *given))
+                self._summed(0, 0, self._rows(0, briefing, (), seats.total), seats.total, briefing, *given)
                 taken.append(time.perf_counter() - began)
             return min(taken[1:]) / max(steps, 1)
 
@@ -268,7 +278,7 @@ class Bound:
     def _whole(self, begun: Begun) -> Outcome:
         """One stream, one program."""
         state, cohort = begun.state, begun.cohort
-        plans = tuple(self._plan(i, begun, 0, self._rooms(i, begun)) for i in range(len(self.round.phases)))
+        plans = tuple(self._plans(i, begun, [0], self._rooms(i, begun))[0] for i in range(len(self.round.phases)))
         examples = self._examples(cohort, 0)
         with self.meter.span("memory"):
             memories, seen = self.recall.rows(state, begun.ids[0], begun.seats.slots)
@@ -298,7 +308,7 @@ class Bound:
         def sigma(i: int, briefing: Briefing, carried: Tree) -> tuple[list[Totals], Tree]:
             kept, present = carried
             totals, table = self._phase(
-                i, len(seen), briefing, kept, present, plans[i], examples, memories[i], seen, seed, number
+                i, len(seen), (), briefing, kept, present, plans[i], examples, memories[i], seen, seed, number
             )
             after.append(table.memory)
             return [totals], (table.kept, table.present)
@@ -314,10 +324,12 @@ class Bound:
         with self.meter.span("memory"):
             memories, seen = zip(*(self.recall.rows(state, some, seats.slots) for some in begun.ids), strict=True)
         after: list[list[Memory]] = [[] for _ in streams]
+        summed: dict[tuple[int, int], Totals] = {}
         failed: dict[Any, str] = {}
         retried: dict[Any, str] = {}
 
         def sigma(i: int, briefing: Briefing, carried: list[Tree]) -> tuple[list[Totals], list[Tree]]:
+            rows: dict[str, Rows] = {}
             if i in self.hosted:
                 kept, present = carried[0]
                 with self.meter.span("clients"):
@@ -329,39 +341,44 @@ class Bound:
                 results = [(totals, table)]
             else:
                 rooms = self._rooms(i, begun)
+                rows = self._rows(i, briefing, carried[0][0], seats.total)
 
                 def one(s: int, plan: Plans | None) -> tuple[Totals, Table]:
                     device, (kept, present) = self._device(s), carried[s]
                     told = briefing if device is None else jax.device_put(briefing, device)
-                    plan = self._plan(i, begun, begun.mine[s], rooms) if plan is None else plan
+                    plan = self._plans(i, begun, begun.mine[s : s + 1], rooms)[0] if plan is None else plan
                     examples = self._examples(cohort, s)
                     given = (plan, examples, memories[s][i], seen[s], state.seed, np.int32(state.round))
-                    with self.meter.span("clients"):
-                        ended: tuple[Totals, Table] = _finished(self.phase(i, seats.total, told, kept, present, *given))
-                    return ended
+                    with self.meter.span("clients"), jax.default_device(device):
+                        return self._summed(i, s, rows, seats.total, told, kept, present, *given)
 
                 if i == 0 and self.options.devices is None and self.gang.size == 1:
-                    self.closing.prepare(state, briefing, len(streams), seats.total)
-                # Planning few clients is Python's work, which threads cannot share: it is done here, one stream's while
-                # those before it compute.
-                few, running = len(cohort.positions) <= _FEW, []
-                for s in streams:
-                    plan = self._plan(i, begun, begun.mine[s], rooms) if few else None
-                    running.append(_threads(len(streams)).submit(one, s, plan))
+                    self.closing.prepare(state, briefing, 1 if rows else len(streams), seats.total)
+                # Planning few clients is Python's work, which threads cannot share: it is done here, all at once.
+                few = len(cohort.positions) <= _FEW
+                plans = self._plans(i, begun, begun.mine, rooms) if few else [None for _ in streams]
+                running = [_threads(len(streams)).submit(one, s, plan) for s, plan in zip(streams, plans, strict=True)]
                 results = [stream.result() for stream in running]
-            for s, (_, table) in zip(streams, results, strict=True):
+            for s, (totals, table) in zip(streams, results, strict=True):
                 after[s].append(table.memory)
+                if len(streams) > 1 and not rows:  # of one stream, the state itself may be what was summed
+                    summed[i, s] = totals
             home = self.devices[0]
             sums = [t if self._device(s) is None else jax.device_put(t, home) for s, (t, _) in enumerate(results)]
             if self.gang.size > 1 and i not in self.hosted:
                 with self.meter.span("exchange"):
-                    sums = [exchanged(self.gang, self.round.phases[i], self.merged(i, sums))]
+                    sums = [exchanged(self.gang, without(self.round.phases[i]), self.merged(i, sums))]
+                    spread_rows(self.gang, rows, seats.places)
+            if rows:
+                sums = [with_rows(self.round.phases[i], self.merged(i, sums), rows, self._device(0))]
             return sums, [(table.kept, table.present) for _, table in results]
 
         carried: list[Tree] = [((), np.ones(seats.slots, bool)) for _ in streams]
         algorithm, stages, metrics, invalid, ended = play(
             self.round, self.server, state.algorithm, state.stages, state.seed, np.int32(state.round), sigma, carried
         )
+        for (i, s), totals in summed.items():
+            self.spare.put(i, s, totals)
         with self.meter.span("memory"):
             clients = self._committed(begun, [(tuple(after[s]), ended[s][1]) for s in streams])
         return Outcome(algorithm, stages, clients, metrics, invalid, Notes(failed, retried))
@@ -385,23 +402,25 @@ class Bound:
         def sigma(i: int, briefing: Briefing, carried: Any) -> tuple[list[Totals], Any]:
             kept_before, kept = carried
             rooms, pinned = self._rooms(i, begun), self.pinned[i]
+            zero = pinned.ordered.nobody(briefing, kept_before)
+            rows = self.stacks(pinned.parts, zero, clients)
 
             def one(s: int) -> Any:
                 device = self._device(s)
                 told = briefing if device is None else jax.device_put(briefing, device)
                 with jax.default_device(device):
-                    plan = self._plan(i, begun, begun.mine[s], rooms)
+                    plan = self._plans(i, begun, begun.mine[s : s + 1], rooms)[0]
                     with self.meter.span("clients"):
-                        return pinned(state, told, kept_before, kept[s], memories(s, i), cohort.data, plan, clients)
+                        return pinned(state, told, kept_before, kept[s], memories(s, i), cohort.data, plan, rows)
 
             results = list(_threads(len(streams)).map(one, streams))
             for s, (_, news, _, _) in zip(streams, results, strict=True):
                 after[s].append(news)
-            zero = nothing(self.round.phases[i], briefing, kept_before, clients)
             sums = [some if self._device(s) is None else some.at(home) for s, (some, *_) in enumerate(results)]
             if self.gang.size > 1:
                 with self.meter.span("exchange"):
                     sums = self._exchanged(pinned, zero, sums, begun)
+                    spread_rows(self.gang, rows, seats.places)
             kept_after = results[0][3]
             return [pinned.ordered.total(zero, sums)], (kept_after, [keeps for _, _, keeps, _ in results])
 
@@ -422,7 +441,8 @@ class Bound:
     # -- the processes of a gang
 
     def _merged(self, i: int, sums: Sequence[Totals]) -> Totals:
-        return functools.reduce(functools.partial(merge, self.round.phases[i]), sums)
+        """The sums of all streams as one; what is stacked is in no stream's totals."""
+        return functools.reduce(functools.partial(merge, without(self.round.phases[i])), sums)
 
     def _exchanged(self, pinned: Pinned, zero: Totals, sums: list[Any], begun: Begun) -> list[Any]:
         """The sums of every process's streams, in the order of places."""
@@ -432,7 +452,8 @@ class Bound:
         arrays = [one for of_one in of_all for one in of_one]
         ends = np.cumsum([len(places) for places in begun.seats.places]).tolist()
         ranges = [range(end - len(places), end) for end, places in zip(ends, begun.seats.places, strict=True)]
-        return [pinned.ordered.received(zero, some, one) for some, one in zip(ranges, arrays, strict=True)]
+        rows = sums[0].rows
+        return [pinned.ordered.received(zero, some, one, rows) for some, one in zip(ranges, arrays, strict=True)]
 
     def _committed(self, begun: Begun, remembered: list[Any]) -> ClientStore:
         """The store with the memories of the clients of all processes."""
@@ -480,27 +501,31 @@ class Bound:
             sent = (lambda number: self.meter.count("bytes", number)) if cohort.drawn_from else (lambda number: None)
             return self.placement.examples(cohort.data, self._device(stream), sent)
 
-    def _plan(self, i: int, begun: Begun, stream: int, rooms: tuple[Room, ...]) -> Plans:
+    def _plans(self, i: int, begun: Begun, streams: Sequence[int], rooms: tuple[Room, ...]) -> list[Plans]:
+        """The plans of some streams in one phase."""
         with self.meter.span("plan"):
-            plans = begun.plans[i, stream] if begun.plans else self._arrays(i, begun, stream, rooms)
-        for clients, course in plans:
+            made = [begun.plans[i, s] for s in streams] if begun.plans else self._arrays(i, begun, streams, rooms)
+        for clients, course in (entry for plans in made for entry in plans):
             steps = int(clients.steps.sum())
             self.meter.count(f"steps {i}", steps)
             self.meter.count("lane steps", steps if course is None else int(course.length) * course.client.shape[1])
             self.meter.count("bytes", sum(np.asarray(a).nbytes for a in jax.tree.leaves((clients, course))))
-        return plans
+        return made
 
-    def _arrays(self, i: int, begun: Begun, stream: int, rooms: tuple[Room, ...]) -> Plans:
+    def _arrays(self, i: int, begun: Begun, streams: Sequence[int], rooms: tuple[Room, ...]) -> list[Plans]:
         state, batching = begun.state, self.round.phases[i].work.batching
         number = int(state.round)
-        return self.placement.clients(
-            begun.cohort, batching, state.seed, number, begun.seats, stream, rooms, begun.lanes
+        return self.placement.plans(
+            begun.cohort, batching, state.seed, number, begun.seats, streams, rooms, begun.lanes
         )
 
     def _planned(self, begun: Begun) -> Begun:
         """The round with the plans of all its phases and of this process's streams."""
-        rooms = {i: self._rooms(i, begun) for i in range(len(self.round.phases)) if i not in self.hosted}
-        return begun._replace(plans={(i, s): self._arrays(i, begun, s, rooms[i]) for i in rooms for s in begun.mine})
+        plans: dict[tuple[int, int], Plans] = {}
+        for i in (i for i in range(len(self.round.phases)) if i not in self.hosted):
+            made = self._arrays(i, begun, begun.mine, self._rooms(i, begun))
+            plans |= {(i, s): one for s, one in zip(begun.mine, made, strict=True)}
+        return begun._replace(plans=plans)
 
     def _metered(self, server: Server) -> Server:
         """The server's programs, with their time."""
@@ -514,10 +539,39 @@ class Bound:
 
         return Server(timed(server.brief), timed(server.close))
 
+    def _rows(self, i: int, briefing: Briefing, kept_before: Tree, places: int) -> dict[str, Rows]:
+        """Room for what is stacked in a phase."""
+        return self.blocks[i].rows(briefing, kept_before, places) if i in self.blocks else {}
+
+    def _summed(
+        self, i: int, s: int, rows: dict[str, Rows], places: int, briefing: Briefing, kept: Tree, *given: Any
+    ) -> tuple[Totals, Table]:
+        """Σ of one phase over stream `s`'s clients, computed; `given` is what `_phase` takes from `present` on."""
+        ended: tuple[Totals, Table]
+        if rows:
+            ended = self.blocks[i](rows, briefing, kept, *given)
+        else:
+            spare = self.spare.take(
+                i, s, lambda: jax.eval_shape(self._nothing(i, places), briefing, kept), self._device(s)
+            )
+            ended = self.phase(i, places, spare, briefing, kept, *given)
+        _finished(ended)
+        return ended
+
+    def _nothing(self, i: int, places: int) -> Callable[[Briefing, Tree], Totals]:
+        """The totals of nobody, given the briefing and what the phase before kept, one row a slot."""
+
+        def zero(briefing: Briefing, kept_before: Tree) -> Totals:
+            kept_one = jax.tree.map(lambda a: tree.shape(a.shape[1:], a.dtype), kept_before)
+            return nothing(self.round.phases[i], briefing, kept_one, places)
+
+        return zero
+
     def _phase(
         self,
         i: int,
         places: int,
+        spare: Tree,
         briefing: Briefing,
         kept_before: Tree,
         present: Any,
@@ -528,18 +582,17 @@ class Bound:
         seed: Any,
         number: Any,
     ) -> tuple[Totals, Table]:
-        """Σ of one phase over one stream's clients."""
+        """Σ of one phase over one stream's clients; the buffers of `spare` become those of the totals."""
         phase, half, run = self.round.phases[i], self.halves[i], keys.typed(seed)
         table = table_of(half, briefing, kept_before, memory, seen, present)
-        kept_one = jax.tree.map(lambda a: tree.shape(a.shape[1:], a.dtype), kept_before)
-        totals = nothing(phase, briefing, kept_one, places)
+        totals = self._nothing(i, places)(briefing, kept_before)
         for clients, course in plans:
             if course is None:
                 totals, table = stream(
                     i, phase, half, briefing, clients, examples, table, kept_before, totals, run, number
                 )
             else:
-                totals, table = lanes(
+                totals, table, _ = lanes(
                     i, phase, half, briefing, clients, course, examples, table, kept_before, totals, run, number
                 )
         return totals, table
@@ -556,23 +609,6 @@ def _finished(arrays: Tree) -> Tree:
     for leaf in jax.tree.leaves(arrays):
         leaf.block_until_ready()
     return arrays
-
-
-def _shortened(plans: Plans, steps: int) -> tuple[Plans, int]:
-    """The beginning of a plan, in the same shapes, and how many client steps it has."""
-    short: list[tuple[Clients, Course | None]] = []
-    taken = 0
-    for clients, course in plans:
-        if course is None:
-            number = int(np.searchsorted(np.cumsum(clients.steps), steps)) + 1
-            number = min(number, int(clients.number))
-            taken += int(clients.steps[:number].sum())
-            short.append((clients._replace(number=np.int32(number)), None))
-        else:
-            length = min(int(course.length), -(-steps // course.client.shape[1]))
-            taken += int((course.batch[:length] >= 0).sum())
-            short.append((clients, course._replace(length=np.int32(length))))
-    return tuple(short), taken
 
 
 def _devices(number: int | None) -> list[Any]:

@@ -8,15 +8,15 @@ out exactly, in any order, and wrap around as integers of their own width do. Th
 process puts its own into one of N places that are zero in all others.
 
 An all-reduce sends each process 2 P (N − 1) / N numbers, where to gather everybody's totals takes P (N − 1), and memory
-for N P. Parts that do not add up, such as medians, maxima and masked words, are gathered and then merged in the order
-of ranks. Either way all processes hold the same bytes afterwards: a ring adds each stretch of the vector in one place
-and then hands it on.
+for N P. Parts that do not add up, such as maxima and masked words, are gathered and then merged in the order of ranks;
+what is stacked travels by rows, some clients of each process at a time. Either way all processes hold the same bytes
+afterwards: a ring adds each stretch of the vector in one place and then hands it on.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,10 +28,14 @@ from sumfold import tree
 from sumfold.core.driver import Totals
 from sumfold.core.group import add
 from sumfold.core.round import Phase
+from sumfold.core.rows import Rows
 from sumfold.simulation.gang import Gang
 from sumfold.tree import Tree
 
-__all__ = ["adds_up", "as_vector", "exchanged", "of_vector"]
+__all__ = ["adds_up", "as_vector", "exchanged", "of_vector", "spread_rows"]
+
+_ROWS = 64 << 20
+"""Bytes of all processes' rows that are on their way at a time."""
 
 
 def exchanged(gang: Gang, phase: Phase, mine: Totals) -> Totals:
@@ -62,6 +66,29 @@ def exchanged(gang: Gang, phase: Phase, mine: Totals) -> Totals:
         parts = {**parts, **{part: _merged(groups[part].merge, [some[0][part] for some in theirs]) for part in apart}}
         metrics = metrics if counted else _merged(tree.add, [some[1] for some in theirs])
     return Totals({part: parts[part] for part in mine.parts}, metrics, clients, non_finite, places.min())
+
+
+def spread_rows(gang: Gang, rows: Mapping[str, Rows], places: Sequence[NDArray[np.int64]]) -> None:
+    """Give every process the rows of all clients; waits for the others, with a deadline.
+
+    Args:
+        gang: the processes.
+        rows: by part; written in each process are those of its own streams.
+        places: of all streams, those of the first process first.
+    """
+    if not rows:
+        return
+    streams = len(places) // gang.size
+    of_all = [np.concatenate(places[rank * streams : (rank + 1) * streams]) for rank in range(gang.size)]
+    leaves = jax.tree.leaves([some.values for some in rows.values()])
+    row = sum(leaf.nbytes // max(len(leaf), 1) for leaf in leaves)
+    room = max(_ROWS // max(row * gang.size, 1), 1)
+    for first in range(0, max(map(len, of_all)), room):
+        now = [some[first : first + room] for some in of_all]
+        theirs = gang.gathered({part: some.taken(now[gang.rank]) for part, some in rows.items()})
+        for rank, stacks in enumerate(theirs):
+            for part, some in rows.items():
+                some.put(now[rank], *stacks[part])
 
 
 def _merged(merge: Callable[[Tree, Tree], Tree], trees: Sequence[Tree]) -> Tree:

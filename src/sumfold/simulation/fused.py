@@ -9,9 +9,9 @@ a round is the same instructions wherever in a stretch it stands. Hence the byte
 stretches begin, which a run that was interrupted chooses otherwise.
 
 Only what needs nothing of the host between rounds is fused: one stream, one process, data on the device, no client
-memory, no Python functions as client work, no `deterministic`. What the server checks after each round on the host
-(an invalid weight, a rate that is not finite) is looked at when the stretch has ended; the caller then computes the
-rounds before the first bad one again.
+memory, nothing stacked, no Python functions as client work, no `deterministic`. What the server checks after each round
+on the host (an invalid weight, a rate that is not finite) is looked at when the stretch has ended; the caller then
+computes the rounds before the first bad one again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from sumfold import tree
 from sumfold.aligned import aligned
 from sumfold.core.client import Memory
 from sumfold.core.cohort import Cohort
+from sumfold.core.compiled import compiled
 from sumfold.core.driver import Outcome, State
 from sumfold.simulation.ahead import Begun
 from sumfold.simulation.placement import Plans
@@ -59,7 +60,7 @@ class Fused:
 
     def __init__(self, bound: Bound) -> None:
         self.bound = bound
-        self.program = jax.jit(self._stretch)
+        self.program = compiled(self._stretch)
         self._closed: bool | None = None
 
     def plan(self, state: State, cohorts: Sequence[Cohort]) -> list[Begun]:
@@ -69,7 +70,7 @@ class Fused:
         was interrupted.
         """
         bound, taken = self.bound, list[Begun]()
-        if bound.hosted or bound.options.deterministic or bound.gang.size > 1:
+        if bound.hosted or bound.blocks or bound.options.deterministic or bound.gang.size > 1:
             return []
         if bound.parameters >= _SMALL or bound.recall(state):
             return []
@@ -92,7 +93,7 @@ class Fused:
     def outcomes(self, taken: Sequence[Begun]) -> Iterator[Outcome]:
         """Compute these rounds; of each what it measured, and with it the state after the last one."""
         bound, state, seats = self.bound, taken[0].state, taken[0].seats
-        plans = [tuple(bound._plan(i, b, 0, ()) for i in range(len(bound.round.phases))) for b in taken]
+        plans = [tuple(bound._plans(i, b, [0], ())[0] for i in range(len(bound.round.phases))) for b in taken]
         examples = bound._examples(taken[0].cohort, 0)
         memories, seen = bound.recall.rows(state, [], seats.slots)
         with bound.meter.span("plan"):

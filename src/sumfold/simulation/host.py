@@ -22,7 +22,9 @@ from sumfold.core.cohort import Cohort
 from sumfold.core.driver import Notes, State, Totals, nothing
 from sumfold.core.host import Failure, all_failed, carry_shapes, conformed, held, report_failure, shaped
 from sumfold.core.round import HostWork, Phase
+from sumfold.core.rows import Rows, individual, with_rows
 from sumfold.keys import HostKey
+from sumfold.simulation.spill import Stacks
 from sumfold.simulation.stream import Table, begun, settle, table_of
 from sumfold.tree import Tree
 
@@ -81,9 +83,9 @@ class Host(Protocol):
 class Hosted:
     """One phase of host work: asks the clients, and takes their results in by compiled programs."""
 
-    def __init__(self, i: int, phase: Phase) -> None:
+    def __init__(self, i: int, phase: Phase, stacks: Stacks) -> None:
         assert isinstance(phase.work, HostWork)
-        self.i, self.phase, self.work = i, phase, phase.work
+        self.i, self.phase, self.work, self.stacks = i, phase, phase.work, stacks
         self.fresh = jax.jit(client_half(phase).fresh)
         self.told = False  # whether a failure's traceback was shown
         self.programs: dict[tuple[Any, ...], tuple[Phase, Callable[..., tuple[Totals, Table]]]] = {}
@@ -152,7 +154,7 @@ class Hosted:
             {cohort.client(place): failure.reason for place, failure in failed.items()},
             {cohort.client(place): why for place, why in retried.items()},
         )
-        return sum_up.totals, table, notes
+        return with_rows(self.phase, sum_up.totals, sum_up.rows), table, notes
 
     def _asked(self, state: State, cohort: Cohort, place: int, unseen: Memory) -> Asked:
         client, memory = cohort.client(place), unseen
@@ -181,24 +183,31 @@ class Hosted:
         half = client_half(phase)
         table = jax.tree.map(jnp.array, table_of(half, briefing, kept_before, memory, seen, present))
         kept_one = jax.tree.map(lambda a: tree.shape(a.shape[1:], a.dtype), kept_before)
-        totals = jax.tree.map(jnp.array, nothing(phase, briefing, kept_one, len(seen)))
+        totals = jax.tree.map(jnp.array, nothing(phase, briefing, kept_one, 1))
         constants = (briefing, kept_before, state.seed, np.int32(state.round))
-        return _Sum(functools.partial(program, *constants), totals, table)
+        rows = self.stacks(individual(phase), totals, len(seen))
+        return _Sum(functools.partial(program, *constants), totals, table, rows)
 
 
 @dataclass
 class _Sum:
-    """Totals and table while results come in; each result replaces both, in place where the device can."""
+    """Totals and table while results come in; each result replaces both, in place where the device can.
+
+    Where the value of every client is needed, a result is a block of its own, see `sumfold.simulation.block`.
+    """
 
     program: Callable[..., tuple[Totals, Table]]
     totals: Totals
     table: Table
+    rows: dict[str, Rows]
 
     def take(self, place: int, carry: Tree | None, rows: int, code: int) -> None:
         """Let one client's result enter; None is a client without rows."""
         self.totals, self.table = self.program(
             carry, np.int32(place), np.int32(rows), np.uint32(code), totals=self.totals, table=self.table
         )
+        for part, stacked in self.rows.items():
+            stacked.put([place], self.totals.parts[part].values, self.totals.parts[part].present)
 
 
 def _entered(i: int, phase: Phase) -> Callable[..., tuple[Totals, Table]]:
@@ -221,7 +230,7 @@ def _entered(i: int, phase: Phase) -> Callable[..., tuple[Totals, Table]]:
         key = client_key(keys.typed(seed), i, number, code)
         carry = half.init(start, key) if carry is None else carry
         upload, keeping = half.finish(start, carry, key)
-        return settle(phase, place, place, upload, keeping, totals, table)
+        return settle(phase, place, place, jnp.int32(0), upload, keeping, totals, table)
 
     return enter
 

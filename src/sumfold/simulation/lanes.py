@@ -13,7 +13,7 @@ product for all of them.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,12 @@ from sumfold import keys, tree
 from sumfold.core.batching import Plan
 from sumfold.core.client import Briefing, ClientHalf, Keeping, Start, Upload, client_key
 from sumfold.core.driver import Totals
-from sumfold.core.group import Group, add
+from sumfold.core.group import Group, Stacked, add, stack
 from sumfold.core.round import Phase
 from sumfold.keys import Key
 from sumfold.simulation.packing import spread
-from sumfold.simulation.stream import Clients, Table, begun, gather
+from sumfold.simulation.postponed import Postponed, abreast, taken
+from sumfold.simulation.stream import Clients, Span, Table, begun, gather
 from sumfold.tree import Leaf, Tree
 
 __all__ = ["Course", "course", "lanes"]
@@ -94,13 +95,21 @@ def lanes(
     totals: Totals,
     run: Key,
     number: Int32[Array, ""],
-) -> tuple[Totals, Table]:
+    span: Span | None = None,
+    before: Tree = None,
+) -> tuple[Totals, Table, Tree]:
     """Run these clients' half of phase number `i` in lanes and fold what they upload into `totals`.
 
     Args:
         kept_before: the previous phase's `kept`, one row a slot.
+        span: which steps of the course; all by default.
+        before: the lanes as the steps before `span` left them; None at the beginning.
+
+    Returns:
+        (totals, table, the lanes after these steps).
     """
     single = course.step is None
+    span = span or Span(jnp.int32(0), course.length, clients.place)
     width = len(clients.rows) // (len(clients.begin) + 1)
 
     def begin(k: Int32[Array, ""]) -> tuple[Start, Key]:
@@ -118,29 +127,46 @@ def lanes(
         after = half.step(start, state, here, keys.at_step(key, 0 if step is None else step))
         return tree.where(batch >= 0, after, state)
 
+    def ended(state: Tree, k: Int32[Array, ""]) -> tuple[Upload, Keeping]:
+        start, key = begin(k)
+        return half.finish(start, state, key)
+
     def body(t: Int32[Array, ""], carry: tuple[Tree, Totals, Table]) -> tuple[Tree, Totals, Table]:
         state, totals, table = carry
         whose, last = course.client[t], course.last[t]
         k = jnp.maximum(whose, 0)
-        state = jax.vmap(moved)(state, k, course.batch[t], None if single else course.step[t])
+        state = jax.vmap(moved)(state, k, course.batch[t], course.step[t])
 
         def fold(totals: Totals, table: Table) -> tuple[Totals, Table]:
-            def ended(state: Tree, k: Int32[Array, ""]) -> tuple[Upload, Keeping]:
-                start, key = begin(k)
-                return half.finish(start, state, key)
-
             upload, keeping = jax.vmap(ended)(state, k)
-            return _settle_all(phase, last, clients.place[k], clients.slot[k], upload, keeping, totals, table)
+            at = clients.place[k], clients.slot[k], span.row[k]
+            return _settle_all(phase, last, *at, upload, keeping, totals, table)
 
-        if single:
-            return (), *fold(totals, table)
         return state, *lax.cond(last.any(), fold, lambda *same: same, totals, table)
 
-    state: Tree = ()
-    if not single:
-        state = tree.zeros_like(jax.eval_shape(jax.vmap(lambda k: half.init(*begin(k))), course.client[0]))
-    _, totals, table = lax.fori_loop(jnp.int32(0), course.length, body, (state, totals, table))
-    return totals, table
+    def whole(t: Int32[Array, ""], carry: tuple[Tree, Totals, Table]) -> tuple[Tree, Totals, Table]:
+        """A step in which every lane begins a client and ends it."""
+        _, totals, table = carry
+        k, batch = jnp.maximum(course.client[t], 0), course.batch[t]
+
+        def client(k: Int32[Array, ""], batch: Int32[Array, ""]) -> tuple[Upload, Keeping]:
+            return ended(moved((), k, batch, None), k)
+
+        def fold(made: tuple[Upload, Keeping]) -> tuple[Totals, Table]:
+            at = clients.place[k], clients.slot[k], span.row[k]
+            return _settle_all(phase, course.last[t], *at, *made, totals, table)
+
+        made, known = abreast(client, k, batch)
+        if known is None:
+            return (), *fold(made)
+        return (), *lax.cond(known, lambda: fold(made), lambda: fold(jax.vmap(client)(k, batch)))
+
+    if before is None:
+        one: Any = () if single else jax.eval_shape(jax.vmap(lambda k: half.init(*begin(k))), course.client[0])
+        before = tree.zeros_like(one)
+    carry = lax.fori_loop(span.first, span.end, whole if single else body, (before, totals, table))
+    after, totals, table = carry
+    return totals, table, after
 
 
 def _settle_all(
@@ -148,6 +174,7 @@ def _settle_all(
     ended: Bool[Array, " l"],
     place: Int32[Array, " l"],
     slot: Int32[Array, " l"],
+    row: Int32[Array, " l"],
     upload: Upload,
     keeping: Keeping,
     totals: Totals,
@@ -157,7 +184,9 @@ def _settle_all(
     present = table.present[slot] & ended
     counted = present & upload.finite & upload.weights_valid
 
-    def summed(total: Leaf, values: Leaf) -> Leaf:
+    def summed(total: Leaf, values: Any) -> Leaf:
+        if isinstance(values, Postponed):
+            return total + values.total(counted)
         chosen = jnp.where(counted.reshape(-1, *[1] * (values.ndim - 1)), values, jnp.zeros((), values.dtype))
         if values.ndim == 1 or not jnp.issubdtype(values.dtype, jnp.floating):
             return total + chosen.sum(0, dtype=total.dtype)
@@ -173,13 +202,19 @@ def _settle_all(
 
         return lax.fori_loop(0, len(counted), enter, total)
 
+    def written(total: Leaf, values: Leaf) -> Leaf:
+        chosen = jnp.where(counted.reshape(-1, *[1] * (values.ndim - 1)), values, jnp.zeros((), values.dtype))
+        return total.at[jnp.where(ended, row, len(total))].set(chosen, mode="drop")
+
     parts = {}
     for part, stage in phase.aggregate.items():
         group = stage.group or add
         if group.kind == add.kind:
             parts[part] = jax.tree.map(summed, totals.parts[part], upload.parts[part])
+        elif group.kind == stack.kind:
+            parts[part] = jax.tree.map(written, totals.parts[part], Stacked(taken(upload.parts[part]), counted))
         else:
-            parts[part] = one_by_one(group, totals.parts[part], upload.parts[part])
+            parts[part] = one_by_one(group, totals.parts[part], taken(upload.parts[part]))
     invalid = present & upload.finite & ~upload.weights_valid
     totals = Totals(
         parts,
@@ -197,7 +232,8 @@ def _keep_all(
     """Commit what the ended clients keep; a client that was not counted keeps the memory that it had."""
 
     def rows(held: Tree, news: Tree, which: Bool[Array, " l"]) -> Tree:
-        return jax.tree.map(lambda a, new: a.at[jnp.where(which, slot, len(a))].set(new, mode="drop"), held, news)
+        at = jax.tree.map(lambda a: jnp.where(which, slot, len(a)), held)
+        return jax.tree.map(lambda a, i, new: a.at[i].set(new, mode="drop"), held, at, taken(news))
 
     return Table(
         rows(table.memory, keeping.memory, counted),

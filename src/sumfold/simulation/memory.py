@@ -20,7 +20,7 @@ import numpy as np
 
 from sumfold.simulation.borrowed import copied
 
-__all__ = ["for_data", "for_lanes", "free", "lanes_within", "mapped", "told", "wanted"]
+__all__ = ["for_data", "for_lanes", "for_stacks", "free", "lanes_within", "mapped", "told", "wanted"]
 
 _GROUPS = (
     ("/sys/fs/cgroup", "memory.max", "memory.current"),
@@ -48,6 +48,11 @@ def for_data(free: int | None) -> int | None:
 def for_lanes(free: int | None) -> int | None:
     """What the lanes of all streams of a device may take."""
     return None if free is None else free // 2
+
+
+def for_stacks(free: int | None) -> int | None:
+    """What the stacks of a round may take; their rule needs memory beside them."""
+    return None if free is None else free * 3 // 4
 
 
 def lanes_within(lanes: int, bytes_each: int, budget: int | None) -> int:

@@ -23,6 +23,7 @@ from sumfold.core.driver import State
 from sumfold.core.exported import Forms, export_half, forms, loaded
 from sumfold.core.ordered import Ordered, Sum
 from sumfold.core.round import Batch, Phase
+from sumfold.core.rows import Rows, individual
 from sumfold.simulation.placement import Plans
 from sumfold.tree import Tree
 
@@ -45,7 +46,7 @@ class Pinned:
 
     def __init__(self, i: int, phase: Phase, half: ClientHalf) -> None:
         self.i, self.half = i, half
-        self.ordered = Ordered(phase)
+        self.ordered, self.parts = Ordered(phase), individual(phase)
         self._halves: dict[tuple[Any, ...], _Half] = {}
         self._lock = threading.Lock()
         self._key = jax.jit(
@@ -61,7 +62,7 @@ class Pinned:
         memories: Mapping[int, Tree],
         data: ClientData,
         plans: Plans,
-        places: int,
+        rows: Mapping[str, Rows],
     ) -> tuple[Sum, dict[int, Tree], dict[int, list[Any]], Tree]:
         """Σ over one run of consecutive places.
 
@@ -72,7 +73,7 @@ class Pinned:
             memories: of the places whose client has one, its memory of this phase.
             data: the federation.
             plans: the batches of these places.
-            places: of the whole cohort.
+            rows: for what is stacked, of the whole cohort.
 
         Returns:
             (the sum, the memories of those counted, what they keep for the next phase, its shapes).
@@ -84,7 +85,7 @@ class Pinned:
             for k in range(int(clients.number))
         }
         halves = [self._half(briefing, kept_before, batch_shapes(data, width)) for width in widths]
-        total = self.ordered.begin(briefing, kept_before, places)
+        total = Sum(self.ordered, self.ordered.nobody(briefing, kept_before), rows)
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(data.examples)]
         after: dict[int, Tree] = {}
         keeps: dict[int, list[Any]] = {}

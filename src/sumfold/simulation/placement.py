@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sumfold import keys, tree
 from sumfold.aligned import aligned
 from sumfold.core.batching import Batching, Plan, plan, plan_ready
-from sumfold.core.cohort import ClientData, Cohort, widths
+from sumfold.core.cohort import ClientData, Cohort, room, widths
 from sumfold.data.room import rows_for
 from sumfold.errors import DataError
 from sumfold.simulation import memory
@@ -31,7 +31,7 @@ from sumfold.simulation.packing import cut, spread
 from sumfold.simulation.stream import Clients
 from sumfold.tree import Leaf, Tree
 
-__all__ = ["Placement", "Plans", "Room", "Seats", "room"]
+__all__ = ["Placement", "Plans", "Room", "Seats", "shortened"]
 
 _SMALL = 64 << 20
 """Bytes of examples below which spare rows are cheap."""
@@ -52,18 +52,6 @@ _log = logging.getLogger("sumfold")
 
 _GENEROUS = 8
 """How many times the needed steps may be reserved, four bytes a row."""
-
-
-def room(needed: int) -> int:
-    """`needed` rounded up to one of four sizes an octave (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, …).
-
-    Example:
-        >>> [room(n) for n in (0, 1, 9, 100)]
-        [1, 1, 10, 112]
-    """
-    needed = max(needed, 1)
-    unit = 1 << max(needed.bit_length() - 3, 0)
-    return -(-needed // unit) * unit
 
 
 class Seats(NamedTuple):
@@ -294,51 +282,56 @@ class Placement:
 
         return tuple(Room(width, _reserve(layout, width, seats, most(width))) for width in layout.chosen)
 
-    def clients(
+    def plans(
         self,
         cohort: Cohort,
         batching: Batching,
         seed: NDArray[np.uint32],
         round: int,
         seats: Seats,
-        stream: int,
+        streams: Sequence[int],
         rooms: Sequence[Room],
         lanes: int,
-    ) -> Plans:
-        """The plan of one stream, one entry for each width; with its course where the stream has lanes."""
+    ) -> list[Plans]:
+        """The plans of some streams, one entry for each width; with its course where the stream has lanes.
+
+        What is planned together is planned in one pass over all of it: a hundred calls of NumPy, whatever the streams.
+        """
         data, positions, drawn_from = cohort
         whole, among = drawn_from or (data, positions)
         layout, codes = self._layout(whole, batching), self._coded(data)
-        wide = layout.widths
-        mine = seats.places[stream]
-        plans = []
+        entries: list[list[tuple[Clients, Course | None]]] = [[] for _ in streams]
         for width, steps in rooms:
-            slots = np.flatnonzero(wide[among[mine]] == width)
-            places = mine[slots]
+            slots = [np.flatnonzero(layout.widths[among[seats.places[s]]] == width) for s in streams]
+            places = np.concatenate([seats.places[s][some] for s, some in zip(streams, slots, strict=True)])
             at = positions[places]
             counts, code = np.asarray(data.counts)[at], codes[at]
             if data.batch_sizes is None:
                 made = plan(counts, code, batching, seed, round)
             else:
                 made = plan_ready([data.batch_sizes[p] for p in at])
-            owner = np.repeat(at, made.drawn)
-            rows = made.rows + np.asarray(data.starts)[owner]
+            rows = made.rows + np.repeat(np.asarray(data.starts)[at], made.drawn)
             if data.order is not None and len(data.order):
                 rows = np.asarray(data.order)[rows]
-            clients = Clients(
-                rows=_padded(rows, (steps + 1) * width),
-                begin=_padded(made.begin, steps),
-                size=_padded(made.size, steps),
-                start=_padded(made.start, seats.slots),
-                steps=_padded(made.steps, seats.slots),
-                held=_padded(counts, seats.slots),
-                place=_padded(places, seats.slots),
-                slot=_padded(slots, seats.slots),
-                code=_padded(code, seats.slots, np.uint32),
-                number=np.int32(len(at)),
-            )
-            plans.append((clients, self._course(made, layout, steps, seats.slots, lanes) if lanes else None))
-        return tuple(plans)
+            made = made._replace(rows=rows)
+            end = 0
+            for mine, entry in zip(slots, entries, strict=True):
+                first, end = end, end + len(mine)
+                part = made if len(streams) == 1 else made.part(first, end)
+                clients = Clients(
+                    rows=_padded(part.rows, (steps + 1) * width),
+                    begin=_padded(part.begin, steps),
+                    size=_padded(part.size, steps),
+                    start=_padded(part.start, seats.slots),
+                    steps=_padded(part.steps, seats.slots),
+                    held=_padded(counts[first:end], seats.slots),
+                    place=_padded(places[first:end], seats.slots),
+                    slot=_padded(mine, seats.slots),
+                    code=_padded(code[first:end], seats.slots, np.uint32),
+                    number=np.int32(len(mine)),
+                )
+                entry.append((clients, self._course(part, layout, steps, seats.slots, lanes) if lanes else None))
+        return [tuple(entry) for entry in entries]
 
     @staticmethod
     def _course(made: Plan, layout: _Layout, steps: int, clients: int, lanes: int) -> Course:
@@ -374,6 +367,23 @@ class Placement:
         self._layouts = {k: v for k, v in self._layouts.items() if v.owner() is not None}
         self._layouts[id(data), batching] = layout
         return layout
+
+
+def shortened(plans: Plans, steps: int) -> tuple[Plans, int]:
+    """The beginning of a plan, in the same shapes, and how many client steps it has."""
+    short: list[tuple[Clients, Course | None]] = []
+    taken = 0
+    for clients, laid in plans:
+        if laid is None:
+            number = int(np.searchsorted(np.cumsum(clients.steps), steps)) + 1
+            number = min(number, int(clients.number))
+            taken += int(clients.steps[:number].sum())
+            short.append((clients._replace(number=np.int32(number)), None))
+        else:
+            length = min(int(laid.length), -(-steps // laid.client.shape[1]))
+            taken += int((laid.batch[:length] >= 0).sum())
+            short.append((clients, laid._replace(length=np.int32(length))))
+    return tuple(short), taken
 
 
 def _padded(values: NDArray[Any], length: int, dtype: Any = np.int32) -> NDArray[Any]:

@@ -18,13 +18,13 @@ from jaxtyping import Array, Bool, Int32
 from sumfold import keys, tree
 from sumfold.core.client import Briefing, ClientHalf, Keeping, Memory, Start, Upload, client_key
 from sumfold.core.driver import Totals
-from sumfold.core.group import Group, add
+from sumfold.core.group import Group, Stacked, add, stack
 from sumfold.core.round import Batch, Phase
 from sumfold.keys import Key
 from sumfold.simulation.borrowed import rows_at
 from sumfold.tree import Leaf, Tree
 
-__all__ = ["Clients", "Table", "begun", "gather", "settle", "stream", "table_of"]
+__all__ = ["Clients", "Span", "Table", "begun", "gather", "settle", "stream", "table_of"]
 
 
 class Clients(NamedTuple):
@@ -49,6 +49,19 @@ class Clients(NamedTuple):
     slot: Leaf
     code: Leaf
     number: Leaf
+
+
+class Span(NamedTuple):
+    """A part of a stream's plan; see `sumfold.simulation.block`.
+
+    Attributes:
+        first, end: int32[], clients (in lanes: steps of the course) from the first until before the end.
+        row: int32[K], for each client, which row of a stack gets its value.
+    """
+
+    first: Leaf
+    end: Leaf
+    row: Leaf
 
 
 class Table(NamedTuple):
@@ -95,13 +108,16 @@ def stream(
     totals: Totals,
     run: Key,
     number: Int32[Array, ""],
+    span: Span | None = None,
 ) -> tuple[Totals, Table]:
     """Run these clients' half of phase number `i` and fold what they upload into `totals`.
 
     Args:
         kept_before: the previous phase's `kept`, one row a slot.
+        span: which of them; all by default.
     """
     width = len(clients.rows) // (len(clients.begin) + 1)
+    span = span or Span(jnp.int32(0), clients.number, clients.place)
 
     def client(k: Int32[Array, ""], carry: tuple[Totals, Table]) -> tuple[Totals, Table]:
         totals, table = carry
@@ -118,9 +134,9 @@ def stream(
         if examples is not None:
             state = lax.fori_loop(jnp.int32(0), clients.steps[k], step, state)
         upload, keeping = half.finish(start, state, key)
-        return settle(phase, place, slot, upload, keeping, totals, table)
+        return settle(phase, place, slot, span.row[k], upload, keeping, totals, table)
 
-    totals, table = lax.fori_loop(jnp.int32(0), clients.number, client, (totals, table))
+    totals, table = lax.fori_loop(span.first, span.end, client, (totals, table))
     return totals, table
 
 
@@ -155,16 +171,21 @@ def settle(
     phase: Phase,
     place: Int32[Array, ""],
     slot: Int32[Array, ""],
+    row: Int32[Array, ""],
     upload: Upload,
     keeping: Keeping,
     totals: Totals,
     table: Table,
 ) -> tuple[Totals, Table]:
-    """Fold one client's upload into the totals, and keep what it keeps, if it is counted."""
+    """Fold one client's upload into the totals, and keep what it keeps, if it is counted.
+
+    Args:
+        row: of the stacks that the client's values get, counted or not.
+    """
     present = table.present[slot]
     counted = present & upload.finite & upload.weights_valid
     parts = {
-        part: _entered(stage.group or add, place, counted, totals.parts[part], upload.parts[part])
+        part: _entered(stage.group or add, place, row, counted, totals.parts[part], upload.parts[part])
         for part, stage in phase.aggregate.items()
     }
     invalid = present & upload.finite & ~upload.weights_valid
@@ -178,10 +199,21 @@ def settle(
     return totals, _keep(table, slot, keeping, counted)
 
 
-def _entered(group: Group, place: Int32[Array, ""], counted: Bool[Array, ""], total: Tree, value: Tree) -> Tree:
+def _entered(
+    group: Group,
+    place: Int32[Array, ""],
+    row: Int32[Array, ""],
+    counted: Bool[Array, ""],
+    total: Tree,
+    value: Tree,
+) -> Tree:
     """The total with a client's value, if it is counted."""
-    if group.kind == add.kind:  # one pass with what computes the value; a branch would have it written to memory before
-        return tree.add(total, jax.tree.map(lambda a: jnp.where(counted, a, jnp.zeros((), a.dtype)), value))
+    if group.kind in (add.kind, stack.kind):
+        # One pass with what computes the value; a branch would have it written to memory before.
+        chosen = jax.tree.map(lambda a: jnp.where(counted, a, jnp.zeros((), a.dtype)), value)
+        if group.kind == add.kind:
+            return tree.add(total, chosen)
+        return Stacked(_set_row(total.values, row, chosen), total.present.at[row].set(counted))
     return lax.cond(counted, lambda t, v: group.accumulate(t, v, place), lambda t, v: t, total, value)
 
 

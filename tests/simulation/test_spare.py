@@ -1,0 +1,85 @@
+"""Buffers of large totals go from round to round, and nobody sees it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sumfold as sf
+from sumfold.simulation import spare
+
+
+@pytest.fixture
+def everything_is_large(monkeypatch):
+    monkeypatch.setattr(spare, "_LARGE", 0)
+
+
+def federation():
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(60, 5)).astype(np.float32)
+    return sf.Federation.from_arrays(x, x[:, :1], offsets=np.arange(13) * 5)
+
+
+def process(streams=2, algorithm=sf.learning.fed_avg):
+    model = sf.models.from_functions(lambda key: {"w": jnp.ones((5, 1))}, lambda p, x: x @ p["w"], optax.squared_error)
+    return algorithm(model, optax.sgd(0.1), batching=sf.Batching(2)).on(
+        sf.Simulation(streams=streams, kernel="sequential")
+    )
+
+
+def states(made, rounds=4):
+    state, kept = made.initialize(), []
+    for _ in range(rounds):
+        state, _ = made.next(state, federation())
+        kept.append(state)
+    return [made.get_model_weights(state)["w"] for state in kept]  # read when the last round has ended
+
+
+@pytest.mark.parametrize("algorithm", [sf.learning.fed_avg, sf.learning.scaffold, sf.learning.mime])
+def test_rounds_are_the_same_and_earlier_states_stay(algorithm, monkeypatch):
+    if algorithm is sf.learning.mime:
+        algorithm = lambda model, optimizer, batching: sf.learning.mime(model, optimizer, batching=batching)  # noqa: E731
+    plain = states(process(algorithm=algorithm))
+    monkeypatch.setattr(spare, "_LARGE", 0)
+    jax.tree.map(np.testing.assert_array_equal, plain, states(process(algorithm=algorithm)))
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_the_buffers_are_those_of_the_round_before():
+    made, at = process(), []
+    state = made.initialize()
+    for _ in range(3):
+        state, _ = made.next(state, federation())
+        kept = made._run.spare._kept
+        at.append({place: [a.unsafe_buffer_pointer() for a in jax.tree.leaves(parts)] for place, parts in kept.items()})
+    assert sorted(at[0]) == [(0, 0), (0, 1)]
+    assert at[1] == at[2]
+
+
+def test_small_totals_are_not_kept():
+    made = process()
+    made.next(made.initialize(), federation())
+    assert made._run.spare._kept == {}
+
+
+@pytest.mark.usefixtures("everything_is_large")
+@pytest.mark.parametrize("streams", [1, 2])
+def test_a_state_that_is_the_sum_itself_stays(streams):
+    work = sf.Work(
+        init=lambda task, key: jnp.zeros(3),
+        step=lambda task, total, batch, key: total + batch.examples[0].sum(),
+        finish=lambda task, total, key: sf.Report({"sum": sf.Contribution(total, jnp.float32(1))}),
+        batching=sf.Batching(5, shuffle=False),
+    )
+    phase = sf.Phase(
+        lambda state, key: state,
+        work,
+        {"sum": sf.aggregators.sum()},
+        lambda state, results, measured, key: (results["sum"], {}),
+    )
+    made = sf.Process(sf.Round("sums", lambda params, key: jnp.zeros(3), (phase,))).on(sf.Simulation(streams=streams))
+    first, _ = made.next(made.initialize(), federation())
+    made.next(first, federation())
+    made.next(first, federation(), clients=range(3))
+    assert np.isfinite(np.asarray(first.algorithm)).all()
