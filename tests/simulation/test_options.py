@@ -9,8 +9,7 @@ import optax
 import pytest
 
 import sumfold as sf
-from sumfold.simulation import bound as bound_module
-from sumfold.simulation import compilation_cache, trials
+from sumfold.simulation import choosing, compilation_cache, trials
 
 
 def federation(clients, features=4, rows=6):
@@ -101,14 +100,14 @@ def test_between_the_clear_cases_a_trial_decides_once(monkeypatch):
             now[0] += 1.0 if (next(ticks) < 6) == slower_first else 0.001
             return now[0]
 
-        monkeypatch.setattr(bound_module.time, "perf_counter", clock)
+        monkeypatch.setattr(choosing.time, "perf_counter", clock)
         made = process(features=2000, streams=1)
         first = chosen(made, fed)
         assert first["kernel"] == kernel
         assert "µs a client step" in first["why"]
-        monkeypatch.setattr(bound_module.time, "perf_counter", lambda: pytest.fail("tried twice"))
+        monkeypatch.setattr(choosing.time, "perf_counter", lambda: pytest.fail("tried twice"))
         assert chosen(made, fed) == first
-    monkeypatch.setattr(bound_module.time, "perf_counter", lambda: pytest.fail("autotune is off"))
+    monkeypatch.setattr(choosing.time, "perf_counter", lambda: pytest.fail("autotune is off"))
     assert chosen(process(features=2000, streams=1, autotune=False), fed)["kernel"] == "lanes"
 
 
@@ -121,12 +120,12 @@ def test_what_a_trial_measured_is_kept_on_disk(monkeypatch, tmp_path):
         ticks.append(len(ticks) ** 2)
         return ticks[-1]
 
-    monkeypatch.setattr(bound_module.time, "perf_counter", clock)
+    monkeypatch.setattr(choosing.time, "perf_counter", clock)
     first = chosen(process(features=2000, streams=1), fed)
     assert first["kernel"] == "sequential"
     (file,) = tmp_path.iterdir()
     assert sorted(json.loads(file.read_text("utf-8"))["seconds a client step, by lanes"]) == ["0", "16"]
-    monkeypatch.setattr(bound_module.time, "perf_counter", lambda: pytest.fail("tried again"))
+    monkeypatch.setattr(choosing.time, "perf_counter", lambda: pytest.fail("tried again"))
     assert chosen(process(features=2000, streams=1), fed) == {**first, "why": f"as measured before: {first['why']}"}
 
 
@@ -137,7 +136,7 @@ def test_a_trial_is_known_by_what_makes_it_fast_or_slow(monkeypatch):
     def stop(mark, tried, seconds):
         raise Known(mark)
 
-    monkeypatch.setattr(bound_module, "faster", stop)
+    monkeypatch.setattr(choosing, "faster", stop)
     fed = federation(64, features=2000)
 
     def mark(loss=lambda outputs, y: (outputs - y) ** 2, optimizer=None, size=2, streams=1, clients=fed):

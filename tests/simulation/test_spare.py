@@ -39,7 +39,7 @@ def states(made, rounds=4):
 @pytest.mark.parametrize("algorithm", [sf.learning.fed_avg, sf.learning.scaffold, sf.learning.mime])
 def test_rounds_are_the_same_and_earlier_states_stay(algorithm, monkeypatch):
     if algorithm is sf.learning.mime:
-        algorithm = lambda model, optimizer, batching: sf.learning.mime(model, optimizer, batching=batching)  # noqa: E731
+        algorithm = lambda model, optimizer, batching: sf.learning.mime(model, optimizer, batching=batching)
     plain = states(process(algorithm=algorithm))
     monkeypatch.setattr(spare, "_LARGE", 0)
     jax.tree.map(np.testing.assert_array_equal, plain, states(process(algorithm=algorithm)))

@@ -61,7 +61,7 @@ def at_once(function: Callable[..., Tree]) -> Callable[..., Tree]:
 
 def _run(function: Callable[..., Tree], args: tuple[Any, ...]) -> Tree:
     # a new function each time: JAX remembers what it traced of an old one
-    program, shapes = jax.make_jaxpr(lambda *given: function(*given), return_shape=True)(*args)
+    program, shapes = jax.make_jaxpr(functools.partial(function), return_shape=True)(*args)
     if sum(leaf.size for leaf in jax.tree.leaves(shapes)) < _LARGE:
         return function(*args)
     known, at = _programs.setdefault(function, {}), str(program)

@@ -5,8 +5,8 @@ that was made early is the plan that would be made in its turn, array for array,
 on whether there was time for it. One that turns out to be for another round or cohort is dropped and made anew; so is
 one whose making failed, since its error belongs to its own round.
 
-Where every core computes a stream there is nobody to plan: a thread that plans takes turns with them, and the round of a
-thousand clients that it was to shorten takes a tenth longer. There a plan is made in its turn.
+Where every core computes a stream there is nobody to plan: a thread that plans takes turns with them, and the round of
+a thousand clients that it was to shorten takes a tenth longer. There a plan is made in its turn.
 
 Planning fills the caches of `sumfold.simulation.placement`, which are one thread's at a time: the thread plans only
 after all plans of the present round are made, and whoever misses a plan waits until the thread is idle.

@@ -16,8 +16,6 @@ one another's threads.
 from __future__ import annotations
 
 import functools
-import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -27,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from sumfold import keys, tree
-from sumfold.core.batching import Batching
 from sumfold.core.client import Briefing, Memory, client_half
 from sumfold.core.cohort import Cohort, batch_shapes
 from sumfold.core.compiled import compiled
@@ -39,7 +36,6 @@ from sumfold.core.driver import (
     Totals,
     merge,
     nothing,
-    opened,
     play,
     server_of,
 )
@@ -49,24 +45,12 @@ from sumfold.core.round import HostWork, Round
 from sumfold.core.rows import Rows, individual, with_rows, without
 from sumfold.core.store import ClientStore
 from sumfold.errors import CompositionError
-from sumfold.simulation import memory
 from sumfold.simulation.ahead import Ahead, Begun
 from sumfold.simulation.block import Blocks
 from sumfold.simulation.canonical import fast
-from sumfold.simulation.choice import (
-    GIVEN,
-    Choice,
-    as_given,
-    clear,
-    convolves,
-    fitting,
-    lane_bytes,
-    lanes_by_rule,
-    model_size,
-    narrowed,
-)
+from sumfold.simulation.choice import GIVEN, Choice, fitting, model_size
+from sumfold.simulation.choosing import adopted, chosen, streams_of
 from sumfold.simulation.closing import Closing
-from sumfold.simulation.cores import affordable, cores
 from sumfold.simulation.exchange import exchanged, spread_rows
 from sumfold.simulation.fused import Fused
 from sumfold.simulation.gang import Gang
@@ -74,12 +58,11 @@ from sumfold.simulation.host import Hosted
 from sumfold.simulation.lanes import lanes
 from sumfold.simulation.meter import Meter
 from sumfold.simulation.pinned import Pinned
-from sumfold.simulation.placement import Placement, Plans, Room, shortened
+from sumfold.simulation.placement import Placement, Plans, Room
 from sumfold.simulation.recall import Recall, commit
 from sumfold.simulation.spare import Spare
 from sumfold.simulation.spill import Stacks
 from sumfold.simulation.stream import Table, stream, table_of
-from sumfold.simulation.trials import faster, mark
 from sumfold.simulation.workers import Workers
 from sumfold.tree import Tree
 
@@ -88,16 +71,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Bound"]
 
-_log = logging.getLogger("sumfold")
-
-_WORTHWHILE = 500.0
-"""Microseconds of computation that one more stream should take over."""
-
 _FEW = 5000
 """Clients whose plan takes a few milliseconds."""
-
-_TRIAL_STEPS = 2048
-"""Client steps of a trial: some ten milliseconds of a model that is small enough to need one."""
 
 
 class Bound:
@@ -164,21 +139,7 @@ class Bound:
         Returns:
             What a person should know.
         """
-        if self.options.deterministic:
-            return []
-        asked = self.options
-        before = Choice(*(chosen[field] for field in Choice._fields))
-        self.choice = as_given(before, asked.kernel, asked.lanes)._replace(streams=asked.streams or before.streams)
-        here = {"platform": self.devices[0].platform, "devices": len(self.devices)}
-        here |= {"streams": asked.streams or (cores() if here["platform"] == "cpu" else before.streams)}
-        there = {name: before.streams if name == "streams" else chosen[name] for name in here}
-        if self.choice[:3] == before[:3] and here == there:
-            return []
-        return [
-            f"the rounds so far ran with {there}, kernel {before.kernel}, lanes {before.lanes}, here is {here}: "
-            f"going on with kernel {self.choice.kernel}, lanes {self.choice.lanes}, streams {self.choice.streams}, and "
-            "equal to rounding; only deterministic=True gives the same bytes on any machine"
-        ]
+        return adopted(self, chosen)
 
     # -- the plan
 
@@ -189,8 +150,8 @@ class Bound:
         if not self.looked and not self.hosted:
             self._look(state, cohort)
         if self.choice is None:
-            self.choice = self._affordable(self._choose(state, cohort, batchings), state)
-        streams = self._streams(state, cohort, batchings, self.choice)
+            self.choice = chosen(self, state, cohort, batchings)
+        streams = streams_of(self, state, cohort, batchings, self.choice)
         seats = self.placement.seats(cohort, batchings, streams * self.gang.size, runs=self.options.deterministic)
         mine = range(self.gang.rank * streams, (self.gang.rank + 1) * streams)
         ids = [[cohort.client(int(p)) for p in seats.places[s]] if self.recall(state) else [] for s in mine]
@@ -207,71 +168,6 @@ class Bound:
             if self.options.deterministic:
                 check_repeatable(programs, traced(half, made), "deterministic=True")
         self.looked = batch is not None
-
-    def _streams(self, state: State, cohort: Cohort, batchings: Sequence[Batching], choice: Choice) -> int:
-        """How many streams the cohort is worth: a function of what it computes, never of what was measured."""
-        if self.hosted:
-            return 1
-        most = min(choice.streams * len(self.devices), max(len(cohort.positions), 1))
-        if most == 1 or self.options.streams or self.options.devices or self.gang.size > 1:
-            return most
-        work = sum(self.placement.work(cohort, batching, self.parameters) for batching in batchings)
-        return int(min(most, max(work // _WORTHWHILE, 1)))
-
-    def _choose(self, state: State, cohort: Cohort, batchings: Sequence[Batching]) -> Choice:
-        """Kernel and lanes for this algorithm, once."""
-        options, platform = self.options, self.devices[0].platform
-        streams = options.streams or (affordable(cores(), self.parameters) if platform == "cpu" else 1)
-        if self.hosted or options.deterministic or options.kernel == "sequential":
-            return Choice("sequential", 0, streams, GIVEN if options.kernel else "rule")
-        if options.lanes:
-            return Choice("lanes", int(options.lanes), streams, GIVEN)
-        number, size = self.placement.total(cohort) // (streams * self.gang.size), self.parameters
-        wanted = lanes_by_rule(size, platform)
-        if options.kernel == "lanes":
-            return Choice("lanes", wanted or 4, streams, "kernel given")
-        if not fitting(wanted, number) or (platform == "cpu" and convolves(self.round, self.halves[0], state, cohort)):
-            return Choice("sequential", 0, streams, "rule")
-        if clear(size, platform) or not options.autotune or self.gang.size > 1:
-            return Choice("lanes", wanted, streams, "rule")
-        return self._tried(state, cohort, batchings, wanted, streams)
-
-    def _affordable(self, choice: Choice, state: State) -> Choice:
-        """The choice, with fewer lanes where so many copies of the model do not fit any process's device."""
-        if not choice.lanes:
-            return choice
-        free = memory.free(self.devices[0])
-        if self.gang.size > 1:  # all choose alike
-            free = min(int(some) for some in self.gang.gathered(np.int64(1 << 62 if free is None else free)))
-        made = narrowed(choice, lane_bytes(self.round, self.halves, state), free)
-        if made != choice:
-            now = f"{made.lanes} lanes" if made.lanes else "one client after the other"
-            _log.warning("%s lanes do not fit the device (%s): going on with %s", choice.lanes, made.why, now)
-        return made
-
-    def _tried(self, state: State, cohort: Cohort, batchings: Sequence[Batching], wanted: int, streams: int) -> Choice:
-        """The faster of both kernels on the first clients of the first phase: the only place that looks at a clock."""
-        seats = self.placement.seats(cohort, batchings, streams)
-
-        def seconds(abreast: int) -> float:
-            begun = Begun(state, cohort, seats, abreast, range(streams), [[]] * streams)
-            plans, steps = shortened(self._plans(0, begun, [0], self._rooms(0, begun))[0], _TRIAL_STEPS)
-            standing = opened(state.algorithm, state.stages)
-            briefing = self.server.brief(0, standing, state.seed, np.int32(state.round))
-            memories, seen = self.recall.rows(state, [], seats.slots)
-            examples = self.placement.examples(cohort.data, self._device(0))
-            given = ((), np.ones(seats.slots, bool), plans, examples, memories[0], seen, state.seed, np.int32(0))
-            taken = []
-            for _ in range(3):  # the first compiles
-                began = time.perf_counter()
-                self._summed(0, 0, self._rows(0, briefing, (), seats.total), seats.total, briefing, *given)
-                taken.append(time.perf_counter() - began)
-            return min(taken[1:]) / max(steps, 1)
-
-        about = self.devices[0].platform, self.devices[0].device_kind, streams, batchings[0]
-        known = mark(self.round, self.halves, state, cohort, batchings[0], about)
-        best, why = faster(known, (0, fitting(wanted, seats.total // streams)), seconds)
-        return Choice("lanes" if best else "sequential", wanted if best else 0, streams, why)
 
     # -- Σ, in three ways
 

@@ -131,7 +131,7 @@ class Fused:
         """A stretch as a program; what it returns for rounds that it has not is zero."""
 
         def play(algorithm: Tree, stages: Tree, number: Any, plan: Any) -> Any:
-            return self.bound.compiled(algorithm, stages, seed, number, plan, examples, memories, seen)[:4]
+            return self.bound._play(algorithm, stages, seed, number, plan, examples, memories, seen)[:4]
 
         one = jax.tree.map(lambda a: tree.shape(a.shape[1:], a.dtype), plans)
         reported = jax.eval_shape(play, algorithm, stages, first, one)[2:]
