@@ -53,7 +53,9 @@ def watched(steps=BATCHES):
         return Report(parts, {"rows": task.rows}, task.memory + 1)
 
     def finalize(state, results, measured, key):
-        return {"w": state["w"] - results["mean"], "each": results["each"]}, {"client_work": measured.sums}
+        counts = {"clients": measured.num_clients, "left out": measured.num_non_finite_clients}
+        told = {"client_work": {**measured.sums, **counts}}
+        return {"w": state["w"] - results["mean"], "each": results["each"]}, told
 
     each = Stage(
         lambda public, m, given, key: (given.value, m), lambda held, total, key: (total, held, {}), group=stack
