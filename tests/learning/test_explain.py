@@ -72,7 +72,7 @@ def test_before_any_data_and_after_a_round():
     process.next(process.initialize(), DATA)
     after = process.explain()
     assert "explain(client_data)" not in after
-    assert "float32[32, 3]" in after
+    assert "float32[8, 3]" in after
 
 
 def test_bounds_and_rules_that_need_individuals():

@@ -355,11 +355,11 @@ def raises(words):
     ("changes", "words"),
     [
         ({"loss": lambda o, y: jnp.mean(o)}, r"the loss returned shape \(\).*before any mean.*SF-TYPE-001"),
-        ({"loss": lambda o, y: o}, r"the loss returned shape \(32, 3\) for a batch of 32.*one value per example"),
-        ({"metrics": {"mine": lambda o, y: o}}, r"the metric 'mine' returned shape \(32, 3\)"),
-        ({"init": lambda key: jnp.zeros((5, 3))}, r"failed on a batch of x float32\[32, 2\].*SF-TYPE-002"),
+        ({"loss": lambda o, y: o}, r"the loss returned shape \(8, 3\) for a batch of 8.*one value per example"),
+        ({"metrics": {"mine": lambda o, y: o}}, r"the metric 'mine' returned shape \(8, 3\)"),
+        ({"init": lambda key: jnp.zeros((5, 3))}, r"failed on a batch of x float32\[8, 2\].*SF-TYPE-002"),
         ({"predict": raises("no such layer")}, r"failed on a batch.*ValueError: no such layer"),
-        ({"predict": lambda w, x: x["image"] @ w}, r"failed on a batch of x float32\[32, 2\]"),
+        ({"predict": lambda w, x: x["image"] @ w}, r"failed on a batch of x float32\[8, 2\]"),
     ],
 )
 def test_models_that_do_not_fit_the_data(changes, words):

@@ -3,8 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import sumfold as sf
+from sumfold.core.cohort import Cohort, cohort_widths, widths
 
 
 def test_cohorts_of_changing_size_settle_on_few_programs():
@@ -35,3 +37,26 @@ def test_cohorts_of_changing_size_soon_need_no_other_executable():
     for size in sizes:
         state, _ = process.next(state, fed, clients=rng.choice(60, size, replace=False))
     assert process._run.compiled._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "places"),
+    [
+        (10, (8, 3), 8),
+        (32, (4, 0), 8),
+        (32, (17, 9), 32),
+        (100, (17, 9), 32),
+        (4, (9, 1), 4),
+        (1, (1,), 1),
+        (64, (0,), 8),
+    ],
+)
+def test_a_batch_has_no_more_places_than_the_largest_client_needs(size, rows, places):
+    fed = sf.Federation.from_arrays(np.zeros((sum(rows), 2), np.float32), offsets=np.cumsum([0, *rows]))
+    batching = sf.Batching(size)
+    assert widths(fed, batching).tolist() == [places] * len(rows)
+    few = Cohort(fed, np.array([0]))
+    assert cohort_widths(few, batching).tolist() == [places] * len(rows)
+    drawn = sf.Federation.from_arrays(np.zeros((rows[-1], 2), np.float32), offsets=[0, rows[-1]])
+    alone = Cohort(drawn, np.array([0]), (fed, np.array([len(rows) - 1])))
+    assert cohort_widths(alone, batching).tolist() == [places], "as in the federation that it was drawn from"

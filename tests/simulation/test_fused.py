@@ -374,12 +374,12 @@ def two():
 @pytest.fixture
 def idle(monkeypatch):
     """A machine with more cores than streams."""
-    monkeypatch.setattr(sf.simulation.ahead, "cores", lambda: 64)
+    monkeypatch.setattr(sf.simulation.ahead, "_cores", lambda: 64)
 
 
 @pytest.mark.parametrize(("count", "early"), [(2, 0), (3, 3)])
 def test_nobody_plans_ahead_where_every_core_computes_a_stream(count, early, two, planners, monkeypatch):
-    monkeypatch.setattr(sf.simulation.ahead, "cores", lambda: count)
+    monkeypatch.setattr(sf.simulation.ahead, "_cores", lambda: count)
     train(two, MANY, clients_per_round=600, rounds=4)
     assert planners["sumfold-plan"] == early
 

@@ -82,18 +82,23 @@ def room(needed: int) -> int:
     return -(-needed // unit) * unit
 
 
+_FEWEST = 8
+"""Places that a batch has at least, if its size is not smaller: a model that squeezes single rows keeps its axes."""
+
+
 def widths(data: ClientData, batching: Batching) -> NDArray[np.int64]:
     """Places in each client's batches, int64[K].
 
-    The batching's size, or less where every client has fewer rows; for full batches, the power of two that holds the
-    client's rows; for ready-made batches, the longest of all clients.
+    The batching's size, or where every client has fewer rows the power of two that holds them, down to eight; for full
+    batches, the power of two that holds the client's rows; for ready-made batches, the longest of all clients.
     """
     if data.batch_sizes is not None:
         longest = max((int(sizes.max(initial=1)) for sizes in data.batch_sizes), default=1)
         return np.full(len(data.counts), longest, np.int64)
     if batching.size is not None:
         longest = int(np.max(data.counts, initial=1))
-        return np.full(len(data.counts), min(batching.size, room(longest)), np.int64)
+        whole = batching._replace(size=None).width(longest)
+        return np.full(len(data.counts), min(batching.size, max(whole, _FEWEST)), np.int64)
     counts, which = np.unique(data.counts, return_inverse=True)
     return np.array([batching.width(int(n)) for n in counts], np.int64)[which]
 

@@ -14,6 +14,7 @@ after all plans of the present round are made, and whoever misses a plan waits u
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -103,7 +104,7 @@ class Ahead:
         if begun is None:
             self.drop()
             begun = self._bound._begun(state, cohort)
-        self._busy = self._bound.devices[0].platform == "cpu" and len(begun.mine) >= cores()
+        self._busy = self._bound.devices[0].platform == "cpu" and len(begun.mine) >= _cores()
         return self._bound._planned(begun) if self._expected and not self._busy and not begun.plans else begun
 
     def keep(self, begun: Begun) -> None:
@@ -141,3 +142,9 @@ class Ahead:
             and np.array_equal(made.state.seed, state.seed)
             and np.array_equal(made.cohort.positions, cohort.positions)
         )
+
+
+@functools.cache
+def _cores() -> int:
+    """Counted once: the account of a machine takes a tenth of a millisecond to read."""
+    return cores()

@@ -40,8 +40,8 @@ __all__ = ["adopted", "chosen", "streams_of"]
 
 _log = logging.getLogger("sumfold")
 
-_WORTHWHILE = 500.0
-"""Microseconds of computation that one more stream should take over."""
+_WORTHWHILE = 1000.0
+"""Microseconds of computation for each stream; to start a second, wait for it and add its totals takes half of that."""
 
 _TRIAL_STEPS = 2048
 """Client steps of a trial: some ten milliseconds of a model that is small enough to need one."""
@@ -119,7 +119,7 @@ def streams_of(bound: Bound, state: State, cohort: Cohort, batchings: Sequence[B
     most = min(choice.streams * len(bound.devices), max(len(cohort.positions), 1))
     if most == 1 or bound.options.streams or bound.options.devices or bound.gang.size > 1:
         return most
-    work = sum(bound.placement.work(cohort, batching, bound.parameters) for batching in batchings)
+    work = sum(bound.placement.work(cohort, batching, bound.parameters, choice.lanes) for batching in batchings)
     return int(min(most, max(work // _WORTHWHILE, 1)))
 
 

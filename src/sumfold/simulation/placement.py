@@ -251,16 +251,16 @@ class Placement:
         self._slots[total, streams] = max(at_once, min(total, room(needed)))
         return Seats(places, self._slots[total, streams], total)
 
-    def work(self, cohort: Cohort, batching: Batching, parameters: int) -> float:
+    def work(self, cohort: Cohort, batching: Batching, parameters: int, lanes: int) -> float:
         """Microseconds that one core may need for the cohort: what decides whether streams are worth it.
 
-        A step costs some dispatch, and six operations for each parameter and row at 50 GFLOP/s; convolutions cost
-        more, but a model that has them is large enough anyway.
+        A step costs some dispatch, in lanes and alone in its client next to none, and six operations for each
+        parameter and row at 50 GFLOP/s; convolutions cost more, but a model that has them is large enough anyway.
         """
         whole, among = cohort.drawn_from or (cohort.data, cohort.positions)
         layout = self._layout(whole, batching)
-        wide = layout.chosen[-1]
-        return float((layout.steps[among].sum() + len(among)) * (3 + 6 * parameters * wide / 5e4))
+        wide, dispatch = layout.chosen[-1], 0.1 if lanes and layout.longest <= 1 else 3.0
+        return float((layout.steps[among].sum() + len(among)) * (dispatch + 6 * parameters * wide / 5e4))
 
     def total(self, cohort: Cohort) -> int:
         """Places for the cohort: as many as a larger cohort got, if that is not far more than is needed.
