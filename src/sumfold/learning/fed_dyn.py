@@ -102,7 +102,7 @@ def fed_dyn(
         return tree.add(results["update"], tree.divide(h, hparams["alpha"])), own._replace(h=h)
 
     def population(own: Drift, number: int) -> Drift:
-        return own._replace(population=jnp.where(own.population > 0, own.population, jnp.int32(number)))
+        return own if int(own.population) else own._replace(population=jnp.int32(number))
 
     variant = Variant(
         "fed_dyn",

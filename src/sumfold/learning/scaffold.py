@@ -91,7 +91,7 @@ def scaffold(
         return results["update"], own._replace(variate=moved)
 
     def population(own: Control, number: int) -> Control:
-        return own._replace(population=jnp.where(own.population > 0, own.population, jnp.int32(number)))
+        return own if int(own.population) else own._replace(population=jnp.int32(number))
 
     variant = Variant(
         "scaffold",
