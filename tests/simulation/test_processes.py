@@ -58,6 +58,13 @@ medians = sf.Round(
     ),
 )
 
+def middle(state, stacked, key):
+    heard = lambda leaf: stacked.present.reshape(-1, *[1] * (leaf.ndim - 1))
+    return jax.tree.map(lambda v: jnp.nanmedian(jnp.where(heard(v), v, jnp.nan), axis=0), stacked.values), state, {}
+
+robust = sf.Stage(lambda public, memory, given, key: (given.value, memory), middle, group=sf.core.stack, name="median")
+stacked = sf.learning.fed_avg(model, optax.sgd(0.05), batching=batching, aggregator=robust)
+
 def trained(process):
     state = process.initialize(seed=3)
     for cohort in cohorts:
@@ -75,7 +82,8 @@ from work import *
 ours = trained(scaffold.on(runtime))
 pinned = trained(scaffold.on(sf.Processes(devices=2, streams=1, deterministic=True)))
 hosted = trained(sf.Process(medians).on(sf.Processes(host=sf.Workers(1))))
-sf.save(f"{folder}/state-{rank}", {"ours": ours, "pinned": pinned, "hosted": hosted})
+medians_of_all = trained(stacked.on(runtime))
+sf.save(f"{folder}/state-{rank}", {"ours": ours, "pinned": pinned, "hosted": hosted, "stacked": medians_of_all})
 
 gang = runtime.gang
 ragged = gang.gathered({"a": np.arange(rank + 1), "b": jnp.float32(rank), "none": np.zeros((0, 2))})
@@ -199,6 +207,7 @@ def alone() -> dict:
         "ours": trained(scaffold),
         "pinned": trained(scaffold.on(sf.Simulation(deterministic=True))),
         "hosted": trained(sf.Process(names["medians"])),
+        "stacked": trained(names["stacked"]),
     }
 
 

@@ -48,7 +48,7 @@ class Stacks:
             return {}
         leaves = jax.tree.leaves([totals.parts[part].values for part in parts])
         size = sum(places * math.prod(leaf.shape[1:]) * leaf.dtype.itemsize for leaf in leaves)
-        budget = memory.for_stacks(memory.free(jax.devices("cpu")[0]))
+        budget = memory.for_stacks(memory.free(jax.local_devices(backend="cpu")[0]))
         if budget is None or size <= budget:
             return rows_for(parts, totals, places)
         if not self._told:
