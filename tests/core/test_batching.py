@@ -126,3 +126,15 @@ def test_epochs_cannot_be_none_and_numpy_numbers_are_numbers():
 
 def test_replace_keeps_the_class():
     assert sf.Batching(size=4)._replace(epochs=2).batches(3).shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    "batching", [sf.Batching(4), sf.Batching(3, epochs=2), sf.Batching(5, shuffle=False, epochs=2), sf.Batching(None)]
+)
+def test_a_part_of_a_plan_is_the_plan_of_its_clients(batching):
+    counts, codes = np.array([3, 0, 7, 12, 1]), np.arange(5, dtype=np.uint32)
+    whole = plan(counts, codes, batching, keys.root(1), 2)
+    for first, end in ((0, 2), (1, 4), (3, 5), (2, 2)):
+        alone, part = plan(counts[first:end], codes[first:end], batching, keys.root(1), 2), whole.part(first, end)
+        for name, one, other in zip(alone._fields, alone, part, strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=name)

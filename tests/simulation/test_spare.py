@@ -83,3 +83,34 @@ def test_a_state_that_is_the_sum_itself_stays(streams):
     made.next(first, federation())
     made.next(first, federation(), clients=range(3))
     assert np.isfinite(np.asarray(first.algorithm)).all()
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_a_state_that_is_the_sum_itself_stays_beside_host_work():
+    """One stream, and the server's programs by themselves: what was summed may be handed on as it is."""
+
+    def told(message, data, key, memory):
+        return sf.Report({"one": sf.Contribution(np.ones(3, np.float32), weight=1.0)}, {}, memory)
+
+    hosted = sf.Phase(
+        lambda state, key: state, sf.HostWork(told), {"one": sf.aggregators.mean()}, lambda state, *_: (state, {})
+    )
+    work = sf.Work(
+        init=lambda task, key: jnp.zeros(3),
+        step=lambda task, total, batch, key: total + batch.examples[0].sum(),
+        finish=lambda task, total, key: sf.Report({"sum": sf.Contribution(total, jnp.float32(1))}),
+        batching=sf.Batching(5, shuffle=False),
+    )
+    summed = sf.Phase(
+        lambda state, key: state,
+        work,
+        {"sum": sf.aggregators.sum()},
+        lambda state, results, measured, key: (results["sum"], {}),
+    )
+    made = sf.Process(sf.Round("both", lambda params, key: jnp.zeros(3), (hosted, summed)))
+    made = made.on(sf.Simulation(host=sf.Workers(1)))
+    first, _ = made.next(made.initialize(), federation())
+    before = np.asarray(first.algorithm).copy()
+    made.next(first, federation())
+    made.next(first, federation(), clients=range(3))
+    np.testing.assert_array_equal(np.asarray(first.algorithm), before)
