@@ -63,22 +63,28 @@ def test_small_totals_are_not_kept():
     assert made._run.spare._kept == {}
 
 
-@pytest.mark.usefixtures("everything_is_large")
-@pytest.mark.parametrize("streams", [1, 2])
-def test_a_state_that_is_the_sum_itself_stays(streams):
+def summing():
+    """A phase whose state is the sum itself."""
     work = sf.Work(
         init=lambda task, key: jnp.zeros(3),
         step=lambda task, total, batch, key: total + batch.examples[0].sum(),
         finish=lambda task, total, key: sf.Report({"sum": sf.Contribution(total, jnp.float32(1))}),
         batching=sf.Batching(5, shuffle=False),
     )
-    phase = sf.Phase(
+    return sf.Phase(
         lambda state, key: state,
         work,
         {"sum": sf.aggregators.sum()},
         lambda state, results, measured, key: (results["sum"], {}),
     )
-    made = sf.Process(sf.Round("sums", lambda params, key: jnp.zeros(3), (phase,))).on(sf.Simulation(streams=streams))
+
+
+@pytest.mark.usefixtures("everything_is_large")
+@pytest.mark.parametrize("streams", [1, 2])
+def test_a_state_that_is_the_sum_itself_stays(streams):
+    made = sf.Process(sf.Round("sums", lambda params, key: jnp.zeros(3), (summing(),))).on(
+        sf.Simulation(streams=streams)
+    )
     first, _ = made.next(made.initialize(), federation())
     made.next(first, federation())
     made.next(first, federation(), clients=range(3))
@@ -95,19 +101,7 @@ def test_a_state_that_is_the_sum_itself_stays_beside_host_work():
     hosted = sf.Phase(
         lambda state, key: state, sf.HostWork(told), {"one": sf.aggregators.mean()}, lambda state, *_: (state, {})
     )
-    work = sf.Work(
-        init=lambda task, key: jnp.zeros(3),
-        step=lambda task, total, batch, key: total + batch.examples[0].sum(),
-        finish=lambda task, total, key: sf.Report({"sum": sf.Contribution(total, jnp.float32(1))}),
-        batching=sf.Batching(5, shuffle=False),
-    )
-    summed = sf.Phase(
-        lambda state, key: state,
-        work,
-        {"sum": sf.aggregators.sum()},
-        lambda state, results, measured, key: (results["sum"], {}),
-    )
-    made = sf.Process(sf.Round("both", lambda params, key: jnp.zeros(3), (hosted, summed)))
+    made = sf.Process(sf.Round("both", lambda params, key: jnp.zeros(3), (hosted, summing())))
     made = made.on(sf.Simulation(host=sf.Workers(1)))
     first, _ = made.next(made.initialize(), federation())
     before = np.asarray(first.algorithm).copy()

@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 from sumfold import keys, tree
 from sumfold.core.client import Briefing, ClientHalf, Memory
 from sumfold.core.compiled import compiled
-from sumfold.core.driver import Totals, nothing
+from sumfold.core.driver import Totals
 from sumfold.core.round import Phase
 from sumfold.core.rows import Rows, individual
 from sumfold.simulation.lanes import Course, lanes
 from sumfold.simulation.placement import Plans
 from sumfold.simulation.spill import Stacks
-from sumfold.simulation.stream import Clients, Span, Table, stream, table_of
+from sumfold.simulation.stream import Clients, Span, Table, nobody, stream, table_of
 from sumfold.tree import Tree
 
 __all__ = ["Blocks", "rows_of_a_block", "spans"]
@@ -81,8 +81,7 @@ class Blocks:
             DataError: when there is none, neither in memory nor on the disk.
         """
         if self._like is None:
-            kept_one = jax.tree.map(lambda a: tree.shape(a.shape[1:], a.dtype), kept_before)
-            self._like = jax.eval_shape(lambda b, k: nothing(self.phase, b, k, 1), briefing, kept_one)
+            self._like = jax.eval_shape(lambda b, k: nobody(self.phase, b, k, 1), briefing, kept_before)
         return self.stacks(self.parts, self._like, places)
 
     def __call__(
@@ -118,16 +117,14 @@ class Blocks:
         self, room: int, briefing: Briefing, kept_before: Tree, memory: Memory, seen: Any, present: Any
     ) -> tuple[Totals, Table]:
         """What the first block begins with, in buffers of its own."""
-        kept_one = jax.tree.map(lambda a: tree.shape(a.shape[1:], a.dtype), kept_before)
         table = table_of(self.half, briefing, kept_before, memory, seen, present)
-        return nothing(self.phase, briefing, kept_one, room), jax.tree.map(jnp.copy, table)
+        return nobody(self.phase, briefing, kept_before, room), jax.tree.map(jnp.copy, table)
 
     def _waiting(self, table: Table, briefing: Briefing, kept_before: Tree, *constants: Any) -> Tree:
         """The lanes before their first step."""
 
         def after(table: Table) -> Tree:
-            kept_one = jax.tree.map(lambda a: tree.shape(a.shape[1:], a.dtype), kept_before)
-            totals = nothing(self.phase, briefing, kept_one, 1)
+            totals = nobody(self.phase, briefing, kept_before, 1)
             return self._block(Going(totals, table, None), None, briefing, kept_before, *constants).lanes
 
         return tree.zeros_like(jax.eval_shape(after, table))

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sumfold import keys, tree
+from sumfold import keys
 from sumfold.core.client import Briefing, Memory, client_half
 from sumfold.core.cohort import Cohort, batch_shapes
 from sumfold.core.compiled import compiled
@@ -35,7 +35,6 @@ from sumfold.core.driver import (
     State,
     Totals,
     merge,
-    nothing,
     play,
     server_of,
 )
@@ -62,7 +61,7 @@ from sumfold.simulation.placement import Placement, Plans, Room
 from sumfold.simulation.recall import Recall, commit
 from sumfold.simulation.spare import Spare
 from sumfold.simulation.spill import Stacks
-from sumfold.simulation.stream import Table, stream, table_of
+from sumfold.simulation.stream import Table, nobody, stream, table_of
 from sumfold.simulation.workers import Workers
 from sumfold.tree import Tree
 
@@ -447,21 +446,12 @@ class Bound:
         if rows:
             ended = self.blocks[i](rows, briefing, kept, *given)
         else:
-            spare = self.spare.take(
-                i, s, lambda: jax.eval_shape(self._nothing(i, places), briefing, kept), self._device(s)
-            )
+            phase, device = self.round.phases[i], self._device(s)
+            like = functools.partial(jax.eval_shape, lambda b, k: nobody(phase, b, k, places), briefing, kept)
+            spare = self.spare.take(i, s, like, device)
             ended = self.phase(i, places, spare, briefing, kept, *given)
         _finished(ended)
         return ended
-
-    def _nothing(self, i: int, places: int) -> Callable[[Briefing, Tree], Totals]:
-        """The totals of nobody, given the briefing and what the phase before kept, one row a slot."""
-
-        def zero(briefing: Briefing, kept_before: Tree) -> Totals:
-            kept_one = jax.tree.map(lambda a: tree.shape(a.shape[1:], a.dtype), kept_before)
-            return nothing(self.round.phases[i], briefing, kept_one, places)
-
-        return zero
 
     def _phase(
         self,
@@ -481,7 +471,7 @@ class Bound:
         """Σ of one phase over one stream's clients; the buffers of `spare` become those of the totals."""
         phase, half, run = self.round.phases[i], self.halves[i], keys.typed(seed)
         table = table_of(half, briefing, kept_before, memory, seen, present)
-        totals = self._nothing(i, places)(briefing, kept_before)
+        totals = nobody(phase, briefing, kept_before, places)
         for clients, course in plans:
             if course is None:
                 totals, table = stream(

@@ -19,13 +19,13 @@ import numpy as np
 from sumfold import keys, tree
 from sumfold.core.client import Briefing, Memory, client_half, client_key
 from sumfold.core.cohort import Cohort
-from sumfold.core.driver import Notes, State, Totals, nothing
+from sumfold.core.driver import Notes, State, Totals
 from sumfold.core.host import Failure, all_failed, carry_shapes, conformed, held, report_failure, shaped
 from sumfold.core.round import HostWork, Phase
 from sumfold.core.rows import Rows, individual, with_rows
 from sumfold.keys import HostKey
 from sumfold.simulation.spill import Stacks
-from sumfold.simulation.stream import Table, begun, settle, table_of
+from sumfold.simulation.stream import Table, begun, nobody, one_row, settle, table_of
 from sumfold.tree import Tree
 
 __all__ = ["Asked", "Ended", "Host", "Hosted", "Pool"]
@@ -115,7 +115,7 @@ class Hosted:
         rows = np.asarray(cohort.data.counts)[cohort.positions]
         inside = np.asarray(present)[: len(rows)]
         places = np.flatnonzero(inside & (rows > 0)).tolist()
-        kept_one = jax.tree.map(lambda a: tree.shape(a.shape[1:], a.dtype), kept_before)
+        kept_one = one_row(kept_before)
         expected = carry_shapes(self.phase, briefing, kept_one)
         failed: dict[int, Failure] = {}
         retried: dict[int, str] = {}
@@ -182,8 +182,7 @@ class Hosted:
         phase, program = self.programs[at]
         half = client_half(phase)
         table = jax.tree.map(jnp.array, table_of(half, briefing, kept_before, memory, seen, present))
-        kept_one = jax.tree.map(lambda a: tree.shape(a.shape[1:], a.dtype), kept_before)
-        totals = jax.tree.map(jnp.array, nothing(phase, briefing, kept_one, 1))
+        totals = jax.tree.map(jnp.array, nobody(phase, briefing, kept_before, 1))
         constants = (briefing, kept_before, state.seed, np.int32(state.round))
         rows = self.stacks(individual(phase), totals, len(seen))
         return _Sum(functools.partial(program, *constants), totals, table, rows)

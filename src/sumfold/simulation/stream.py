@@ -17,14 +17,14 @@ from jaxtyping import Array, Bool, Int32
 
 from sumfold import keys, tree
 from sumfold.core.client import Briefing, ClientHalf, Keeping, Memory, Start, Upload, client_key
-from sumfold.core.driver import Totals
+from sumfold.core.driver import Totals, nothing
 from sumfold.core.group import Group, Stacked, add, stack
 from sumfold.core.round import Batch, Phase
 from sumfold.keys import Key
 from sumfold.simulation.borrowed import rows_at
 from sumfold.tree import Leaf, Tree
 
-__all__ = ["Clients", "Span", "Table", "begun", "gather", "settle", "stream", "table_of"]
+__all__ = ["Clients", "Span", "Table", "begun", "gather", "nobody", "one_row", "settle", "stream", "table_of"]
 
 
 class Clients(NamedTuple):
@@ -140,6 +140,16 @@ def stream(
     return totals, table
 
 
+def one_row(table: Tree) -> Tree:
+    """The shapes of what one client has in a table."""
+    return jax.tree.map(lambda a: tree.shape(a.shape[1:], a.dtype), table)
+
+
+def nobody(phase: Phase, briefing: Briefing, kept_before: Tree, places: int) -> Totals:
+    """The totals of nobody, from what the phase before kept, one row a slot."""
+    return nothing(phase, briefing, one_row(kept_before), places)
+
+
 def table_of(half: ClientHalf, briefing: Briefing, kept_before: Tree, memory: Memory, seen: Any, present: Any) -> Table:
     """The table with which a phase begins: nothing is kept yet."""
 
@@ -148,8 +158,7 @@ def table_of(half: ClientHalf, briefing: Briefing, kept_before: Tree, memory: Me
         key = keys.typed(jnp.zeros(2, jnp.uint32))
         return half.finish(start, half.init(start, key), key)[1].kept
 
-    kept_one = jax.tree.map(lambda a: tree.shape(a.shape[1:], a.dtype), kept_before)
-    kept = jax.eval_shape(keeping, briefing, kept_one)
+    kept = jax.eval_shape(keeping, briefing, one_row(kept_before))
     return Table(memory, seen, jax.tree.map(lambda a: jnp.zeros((len(seen), *a.shape), a.dtype), kept), present)
 
 
