@@ -132,6 +132,24 @@ def test_large_weights_are_drawn_by_one_program():
         offset += 1  # what it reads besides the key counts at every call
 
 
+def test_large_weights_take_one_program_and_small_ones_none_of_their_own():
+    from jax._src import test_util  # the counter of JAX's own tests
+
+    def model(side):
+        shapes = ((side, 101), (side, 103), (side, 107))
+        return sf.models.from_functions(
+            lambda key: [jax.random.normal(k, s) * 0.1 for k, s in zip(jax.random.split(key, 3), shapes, strict=True)],
+            lambda p, x: x @ p[0],
+            lambda outputs, y: outputs.sum(-1),
+        )
+
+    for side, programs in ((113, (1, 1)), (3, (4, 99))):
+        made, key = model(side), jax.random.key(1)
+        with test_util.count_jit_and_pmap_lowerings() as count:
+            made.init(key)
+        assert programs[0] <= count() <= programs[1], side
+
+
 SENT = """
 import cloudpickle, jax, sumfold as sf
 model = sf.models.from_functions(
