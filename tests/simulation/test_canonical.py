@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from sumfold.simulation import patches
 from sumfold.simulation.canonical import canonical
 
 CANONICAL = {"b01f_01io->b01f", "b0f_0io->b0f", "b012f_012io->b012f"}
@@ -61,7 +62,9 @@ def with_rule(layer):
 def convolutions(draw):
     """One convolution and what stands around it: sizes by axis name, then the layouts as orders of the names."""
     space = "DHW"[: draw(st.sampled_from([1, 2, 2, 2, 3]))]
-    groups, into, out = draw(st.sampled_from([(1, 3, 4), (1, 1, 2), (2, 4, 6), (3, 3, 3), (3, 3, 6), (4, 8, 4)]))
+    groups, into, out = draw(
+        st.sampled_from([(1, 3, 4), (1, 1, 2), (1, 3, 50), (1, 20, 17), (2, 4, 6), (3, 3, 3), (3, 3, 6), (4, 8, 4)])
+    )
     each = lambda *choices: draw(st.tuples(*[st.sampled_from(choices)] * len(space)))
     return {
         "groups": groups,
@@ -76,7 +79,7 @@ def convolutions(draw):
     }
 
 
-@settings(max_examples=14, deadline=None, derandomize=True)
+@settings(max_examples=18, deadline=None, derandomize=True)
 @given(graph=convolutions())
 def test_the_value_and_gradients_of_any_convolution_are_the_same(graph):
     space = len(graph["strides"])
@@ -106,7 +109,7 @@ def test_the_value_and_gradients_of_any_convolution_are_the_same(graph):
     close(jax.jit(step)(w, x), jax.jit(canonical(step))(w, x))
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     kind=st.sampled_from(["max", "max", "sum"]),
     lengths=st.lists(st.sampled_from([5, 6, 8]), min_size=1, max_size=3),
@@ -114,17 +117,18 @@ def test_the_value_and_gradients_of_any_convolution_are_the_same(graph):
     stride=st.sampled_from([(1, 1, 1), (2, 2, 2), (3, 2, 1)]),
     padding=st.sampled_from(["SAME", "VALID"]),
     channels_first=st.booleans(),
+    channels=st.sampled_from([3, 16]),
     wrap=st.sampled_from(list(WRAPS)),
     ties=st.booleans(),
 )
 def test_pooling_is_the_same_and_ties_go_to_the_first(
-    kind, lengths, window, stride, padding, channels_first, wrap, ties
+    kind, lengths, window, stride, padding, channels_first, channels, wrap, ties
 ):
     def full(sizes, outer):
         inner = tuple(sizes[: len(lengths)])
         return (outer[0], outer[1], *inner) if channels_first else (outer[0], *inner, outer[1])
 
-    x = drawn(full(lengths, (2, 3)))
+    x = drawn(full(lengths, (2, channels)))
     x = np.round(x) if ties else x
     start, operation = (-jnp.inf, lax.max) if kind == "max" else (0.0, lax.add)
     spread = lambda y: jnp.arange(y.size, dtype=y.dtype).reshape(y.shape) % 32  # whole numbers: sums of them are exact
@@ -149,9 +153,10 @@ def test_a_maximum_of_numbers_of_which_one_is_not_a_number_is_not_a_number():
             lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID").sum()
         )(x)
 
-    value, gradient = canonical(step)(x)
-    assert np.isnan(value)
-    np.testing.assert_array_equal(gradient, step(x)[1])
+    for images in (x, jnp.tile(x, 16)):  # few channels and many take different ways
+        value, gradient = canonical(step)(images)
+        assert np.isnan(value)
+        np.testing.assert_array_equal(gradient, step(images)[1])
 
 
 def test_inside_scan_while_cond_jit_and_checkpoint():
@@ -186,6 +191,49 @@ def test_one_and_three_dimensions_and_small_floats():
         a, b = step(w, x), canonical(step)(w, x)
         assert a.dtype == b.dtype == dtype
         np.testing.assert_allclose(a.astype(np.float32), b.astype(np.float32), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("part", [1 << 22, 400], ids=["whole", "in parts"])
+@pytest.mark.parametrize(
+    ("image", "window", "strides", "padding"),
+    [
+        ((6, 12, 11, 3), (5, 5, 3, 6), (1, 1), "VALID"),
+        ((6, 9, 10, 8), (3, 5, 8, 16), (1, 1), "SAME"),
+        ((6, 21, 23, 1), (7, 7, 1, 32), (2, 3), ((3, 2), (0, 1))),
+        ((6, 40, 4), (4, 4, 8), (3,), "SAME"),
+        ((4, 6, 5, 7, 5), (3, 2, 3, 5, 40), (1, 2, 2), "SAME"),
+    ],
+    ids=["few", "lines apart", "strides", "one axis", "volume"],
+)
+def test_few_channels_and_volumes_are_products_with_patches(monkeypatch, part, image, window, strides, padding):
+    monkeypatch.setattr(patches, "_NUMBERS", part)
+    space = "DHW"[-len(strides) :]
+    layout = (f"N{space}C", f"{space}IO", f"N{space}C")
+    x, w = drawn(image), drawn(window) / 10
+
+    def step(w, x):
+        conv = lambda w, x: lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=layout)
+        y, back = jax.vjp(conv, w, x)
+        return y, back(jnp.cos(y))
+
+    rewritten = canonical(step)
+    close(jax.jit(step)(w, x), jax.jit(rewritten)(w, x))
+    weights = text(lambda w, x: (rewritten(w, x)[0], rewritten(w, x)[1][0]), w, x)
+    assert "convolution(" not in weights
+    assert ("while(" in weights) == (part == 400)
+
+
+def test_the_forward_pass_and_the_gradient_by_the_filter_share_their_patches():
+    x, w = drawn((6, 12, 12, 3)), drawn((5, 5, 3, 6))
+
+    def step(w, x):
+        conv = lambda w: lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        y, back = jax.vjp(conv, w)
+        return y, back(jnp.cos(y))[0]
+
+    # lines of 12 places, 4 together: [6, 12, 3] rows, and 5 lines of 8 places of 3 channels
+    matrices = re.findall(r"f32\[6,12,3,120\]\S* concatenate\(", text(canonical(step), w, x))
+    assert len(matrices) == 1
 
 
 def test_a_step_without_convolutions_keeps_its_program():

@@ -42,7 +42,7 @@ def flax_layers(kind):
         "cnn": [
             nn.Conv(4, (3, 3)),
             nn.relu,
-            nn.Conv(5, (3, 3)),
+            nn.Conv(36, (3, 3)),
             nn.relu,
             lambda x: nn.max_pool(x, (2, 2), (2, 2)),
             flat,
@@ -84,7 +84,7 @@ def keras_layers(kind):
             "mlp": [k.Flatten(), k.Dense(7, activation="relu")],
             "cnn": [
                 k.Conv2D(4, 3, activation="relu"),
-                k.Conv2D(5, 3, activation="relu", padding="same"),
+                k.Conv2D(36, 3, activation="relu", padding="same"),
                 k.MaxPooling2D(),
             ],
             "strided": [
@@ -117,7 +117,7 @@ def equinox_layers(kind):
             "cnn": lambda: [
                 nn.Conv2d(2, 4, 3, padding=1, key=next(keys)),
                 relu,
-                nn.Conv2d(4, 5, 3, key=next(keys)),
+                nn.Conv2d(4, 36, 3, key=next(keys)),
                 relu,
                 nn.MaxPool2d(2, 2),
             ],
@@ -136,7 +136,7 @@ def equinox_layers(kind):
             ],
         }[kind]()
 
-    size = {"logistic": 128, "mlp": 7, "cnn": 45, "strided": 96, "pooled": 16}[kind]
+    size = {"logistic": 128, "mlp": 7, "cnn": 324, "strided": 96, "pooled": 16}[kind]
 
     class Net(eqx.Module):
         before: list
@@ -165,7 +165,7 @@ def test_a_compiled_round_is_canonical(framework, kind):
     assert "while(" in text, "the steps' loop is among what was read"
     layouts = set(re.findall(r"dim_labels=([^,\s]+)", text))
     assert layouts <= CANONICAL
-    assert bool(layouts) == (kind in ("cnn", "strided", "pooled"))
+    assert bool(layouts) == (kind in ("cnn", "strided")), "elsewhere channels are few, and patches are multiplied"
     assert not re.findall(POOLING, text)
     assert "feature_group_count" not in text, "also where the model has groups: they are convolved one by one"
     assert "batch_group_count" not in text

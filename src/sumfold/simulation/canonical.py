@@ -5,7 +5,8 @@ A round is a loop, and inside loops XLA:CPU leaves two things slow that it mends
 - a convolution whose operands are not laid out (batch, space, features), (space, in, out): the gradients of every
   convolution are such, and any convolution of a channels-first model. It is the same sum in another order of axes, so
   the operands are transposed, convolved in that layout, and the result is transposed back. Groups are convolved one
-  by one, groups of one channel are sums of slices, and a window of one place is a matrix product.
+  by one, groups of one channel are sums of slices, and a window of one place is a matrix product. Few channels, and
+  volumes, become products with matrices of patches (`sumfold.simulation.patches`).
 - pooling. The gradient of a maximum searches each window again: here each window's places are compared with its
   maximum one by one, and the first that reaches it takes the gradient, which is the rule of the original. A sum over
   windows, and its gradient, goes element by element: here it is a sum of slices.
@@ -29,6 +30,7 @@ from jax import lax
 from jax.extend import core as jaxprs
 
 from sumfold.core.client import ClientHalf
+from sumfold.simulation import patches
 from sumfold.simulation import winograd as minimal
 from sumfold.simulation.recurrent import multiplies, scanned
 
@@ -45,6 +47,8 @@ _PLACES = 64
 """Places of a window up to which channels that are convolved each by itself become a sum of slices."""
 _WINDOW = 32
 """Places of a pooling window up to which it is taken apart; a larger one stays as it is."""
+_VECTOR = 16
+"""Channels below which the gradient of max-pooling is not put together of rows so short."""
 
 
 def canonical(step: Callable[..., Any], winograd: bool = False) -> Callable[..., Any]:
@@ -212,6 +216,8 @@ def _ungrouped(x: Any, w: Any, params: dict[str, Any], winograd: bool, mirrored:
 
 def _dense(x: Any, w: Any, params: dict[str, Any], winograd: bool, mirrored: bool) -> Any:
     result = _product(x, w, params)
+    if result is None:
+        result = patches.convolved(x, w, params, _results(x, w, params))
     if result is None and winograd:
         result = minimal.convolved(x, w, params, mirrored)
     return _bound(x, w, params) if result is None else result
@@ -360,20 +366,20 @@ def _pooled(operand: Any, params: dict[str, Any]) -> Any:
     if not _side_by_side(params):
         lowest = _lowest(operand.dtype)
         return functools.reduce(lax.max, (here for _, here in _places(operand, params, lowest)))
-    shape: list[int] = []
-    within: list[int] = []
-    sizes = params["window_dimensions"]
-    for length, size in zip(operand.shape, sizes, strict=True):
-        shape.append(length // size)
-        if size > 1:
-            within.append(len(shape))
-            shape.append(size)
-    whole = [length - length % size for length, size in zip(operand.shape, sizes, strict=True)]
-    return lax.slice(operand, [0] * operand.ndim, whole).reshape(shape).max(within)
+    return _windows(operand, params).max(range(1, 2 * operand.ndim, 2))
+
+
+def _windows(operand: Any, params: dict[str, Any]) -> Any:
+    """Windows that lie side by side, with an axis of its places behind each axis; what fills no window is left out."""
+    counts = [(length // size, size) for length, size in zip(operand.shape, params["window_dimensions"], strict=True)]
+    whole = lax.slice(operand, [0] * operand.ndim, [count * size for count, size in counts])
+    return whole.reshape(list(itertools.chain(*counts)))
 
 
 def _unpooled(source: Any, operand: Any, params: dict[str, Any]) -> Any:
     """The gradient of max-pooling: `source` goes to the first place of each window that holds its maximum."""
+    if _side_by_side(params) and (params["window_dimensions"][-1] > 1 or source.shape[-1] < _VECTOR):
+        return _spread(source, operand, params)
     best, first = None, jnp.zeros(source.shape, jnp.int32)
     places: list[tuple[int, ...]] = []
     for place, here in _places(operand, params, _lowest(operand.dtype)):
@@ -386,7 +392,7 @@ def _unpooled(source: Any, operand: Any, params: dict[str, Any]) -> Any:
     zero = jnp.zeros((), source.dtype)
     parts = {place: jnp.where(first == i, source, zero) for i, place in enumerate(places)}
     if _side_by_side(params):
-        return _tiled(parts, operand.shape, params["window_dimensions"], zero)
+        return _tiled(parts, operand.shape, params["window_dimensions"])
     strides, padding = params["window_strides"], params["padding"]
     lengths = [length + low + high for length, (low, high) in zip(operand.shape, padding, strict=True)]
     total = jnp.zeros(lengths, source.dtype)
@@ -398,7 +404,27 @@ def _unpooled(source: Any, operand: Any, params: dict[str, Any]) -> Any:
     return lax.slice(total, starts, [s + n for s, n in zip(starts, operand.shape, strict=True)])
 
 
-def _tiled(parts: dict[tuple[int, ...], Any], shape: Sequence[int], sizes: Sequence[int], zero: Any) -> Any:
+def _spread(source: Any, operand: Any, params: dict[str, Any]) -> Any:
+    """The same for windows side by side, place by place of the operand: longer, but no short rows are put together."""
+    windows, sizes = _windows(operand, params), params["window_dimensions"]
+    within = range(1, windows.ndim, 2)
+    places = np.arange(math.prod(sizes), dtype=np.int32).reshape(list(itertools.chain(*((1, size) for size in sizes))))
+    best = windows.max(within, keepdims=True)
+    below = (windows < best) | (lax.ne(best, best) & lax.eq(windows, windows))  # what is not a number is the greatest
+    first = jnp.where(below, np.int32(places.size), places).min(within, keepdims=True)
+    zero = jnp.zeros((), source.dtype)
+    whole = jnp.where(first == places, source.reshape(first.shape), zero)
+    whole = whole.reshape([count * size for count, size in zip(source.shape, sizes, strict=True)])
+    return _filled(whole, operand.shape)
+
+
+def _filled(whole: Any, shape: Sequence[int]) -> Any:
+    """Zeros behind, where no window reaches."""
+    zero = jnp.zeros((), whole.dtype)
+    return lax.pad(whole, zero, [(0, wanted - there, 0) for wanted, there in zip(shape, whole.shape, strict=True)])
+
+
+def _tiled(parts: dict[tuple[int, ...], Any], shape: Sequence[int], sizes: Sequence[int]) -> Any:
     """The parts of windows that lie side by side, put together; zeros where no window reaches."""
 
     def joined(place: tuple[int, ...]) -> Any:
@@ -411,5 +437,4 @@ def _tiled(parts: dict[tuple[int, ...], Any], shape: Sequence[int], sizes: Seque
         result = jnp.stack(along, axis + 1)
         return result.reshape(*result.shape[:axis], -1, *result.shape[axis + 2 :])
 
-    whole = joined(())
-    return lax.pad(whole, zero, [(0, wanted - there, 0) for wanted, there in zip(shape, whole.shape, strict=True)])
+    return _filled(joined(()), shape)

@@ -32,7 +32,7 @@ import numpy as np
 from jax import lax
 from numpy.typing import NDArray
 
-__all__ = ["convolved"]
+__all__ = ["convolved", "ordinary"]
 
 # Points 0, ±1, ±2 and infinity.
 _B_T = np.array(
@@ -110,16 +110,19 @@ def convolved(x: Any, w: Any, params: dict[str, Any], mirrored: bool = False) ->
 
 
 def _plain(x: Any, w: Any, params: dict[str, Any]) -> bool:
-    """Two dimensions, float32, no strides, dilations or groups, and no precision asked for."""
+    """Two dimensions, and no strides or dilations."""
     steps = (*params["window_strides"], *params["lhs_dilation"], *params["rhs_dilation"])
+    return x.ndim == 4 and ordinary(x, w, params) and all(step == 1 for step in steps)
+
+
+def ordinary(x: Any, w: Any, params: dict[str, Any]) -> bool:
+    """Whether a convolution is of float32 in one group, with no precision asked for."""
     precision = params["precision"]
     default = precision is None or all(one in (None, lax.Precision.DEFAULT) for one in precision)
     return (
-        x.ndim == 4
-        and x.dtype == w.dtype == jnp.float32
+        x.dtype == w.dtype == jnp.float32
         and params["preferred_element_type"] in (None, jnp.float32)
         and default
-        and all(step == 1 for step in steps)
         and params["feature_group_count"] == params["batch_group_count"] == 1
     )
 
