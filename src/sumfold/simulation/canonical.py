@@ -12,7 +12,8 @@ A round is a loop, and inside loops XLA:CPU leaves two things slow that it mends
   windows, and its gradient, goes element by element: here it is a sum of slices.
 
 Both are rewritten in the step's own program, after differentiation and whatever the framework, inside nested jit,
-scan, while, cond and checkpoint too. Nothing else of the program changes.
+scan, while, cond and checkpoint too; so are products over several axes (`sumfold.simulation.contraction`) and products
+in loops over time (`sumfold.simulation.recurrent`). Nothing else of the program changes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from jax import lax
 from jax.extend import core as jaxprs
 
 from sumfold.core.client import ClientHalf
-from sumfold.simulation import patches
+from sumfold.simulation import contraction, patches
 from sumfold.simulation import winograd as minimal
 from sumfold.simulation.recurrent import multiplies, scanned
 
@@ -94,6 +95,7 @@ def _found(jaxpr: Any) -> bool:
     return any(
         equation.primitive.name in _REWRITTEN
         or (equation.primitive.name == "scan" and any(map(multiplies, _inner(equation))))
+        or (equation.primitive.name == "dot_general" and contraction.joined(equation.params["dimension_numbers"]))
         or any(map(_found, _inner(equation)))
         for equation in jaxpr.eqns
     )
@@ -138,6 +140,8 @@ def _result(equation: Equation, values: list[Any], winograd: bool) -> list[Any]:
         return [_pooled(values[0], params)]
     if name == "select_and_scatter_add" and _can_be_taken_apart(equation) and params["select_prim"].name == "ge":
         return [_unpooled(values[0], values[1], params)]
+    if name == "dot_general" and contraction.joined(params["dimension_numbers"]):
+        return [contraction.product(*values, **params)]
     if name in ("jit", "pjit", "custom_jvp_call", "custom_vjp_call"):
         return _inlined(params, values, winograd)
     if name == "scan" and multiplies(params["jaxpr"].jaxpr):

@@ -32,6 +32,7 @@ from jax import lax
 from jax.extend import core as jaxprs
 
 from sumfold import tree
+from sumfold.simulation import contraction
 from sumfold.tree import Tree
 
 __all__ = ["Postponed", "abreast"]
@@ -115,7 +116,7 @@ class Postponed(NamedTuple):
         turn = math.prod(free[0]) > math.prod(free[1])
         order = (1, 0) if turn else (0, 1)
         numbers = (tuple(along[side] for side in order), ((), ()))
-        product = lax.dot_general(*(operands[side] for side in order), **{**self.how, "dimension_numbers": numbers})
+        product = contraction.product(*(operands[side] for side in order), **{**self.how, "dimension_numbers": numbers})
         product = lax.optimization_barrier(product)  # type: ignore[no-untyped-call]
         return jnp.moveaxis(product, range(len(free[1])), range(-len(free[1]), 0)) if turn else product
 

@@ -25,6 +25,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jaxprs
 
+from sumfold.simulation.contraction import product
+
 __all__ = ["Program", "multiplies", "scanned"]
 
 Equation: TypeAlias = Any
@@ -224,8 +226,8 @@ def _for_all_places(equation: Equation, stacks: dict[Variable, Any], value: Call
         dimensions = (tuple(axis + 1 for axis in over), under), ((), ())
         return lax.dot_general(stacks[left], value(right), dimensions, **how)
     dimensions = (over, tuple(axis + 1 for axis in under)), ((), ())
-    product = lax.dot_general(value(left), stacks[right], dimensions, **how)
-    return jnp.moveaxis(product, left.aval.ndim - len(over), 0)
+    products = lax.dot_general(value(left), stacks[right], dimensions, **how)
+    return jnp.moveaxis(products, left.aval.ndim - len(over), 0)
 
 
 def _total(found: _Sum, stacks: dict[Variable, Any], evaluate: Callable[..., list[Any]]) -> Any:
@@ -235,7 +237,7 @@ def _total(found: _Sum, stacks: dict[Variable, Any], evaluate: Callable[..., lis
         (over, under), _ = source.params["dimension_numbers"]
         dimensions = ((0, *(axis + 1 for axis in over)), (0, *(axis + 1 for axis in under))), ((), ())
         how = {name: source.params[name] for name in ("precision", "preferred_element_type")}
-        whole = lax.dot_general(stacks[source.invars[0]], stacks[source.invars[1]], dimensions, **how)
+        whole = product(stacks[source.invars[0]], stacks[source.invars[1]], dimensions, **how)
     else:
         whole = stacks[source.invars[0]].sum((0, *(axis + 1 for axis in source.params["axes"])))
     if not found.moves:
