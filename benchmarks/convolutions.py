@@ -57,17 +57,27 @@ def layer(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def conv(
-    size: int, into: int, out: int, k: int = 3, stride: int = 1, pad: str = "SAME", groups: int = 1, dilation: int = 1
+    size: int,
+    into: int,
+    out: int,
+    k: int = 3,
+    stride: int = 1,
+    pad: str = "SAME",
+    groups: int = 1,
+    dilation: int = 1,
+    space: str = "HW",
 ) -> tuple[Callable[..., Any], Any]:
+    axes = len(space)
     function = partial(
         lax.conv_general_dilated,
-        window_strides=(stride, stride),
+        window_strides=(stride,) * axes,
         padding=pad,
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        rhs_dilation=(dilation,) * axes,
+        dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
         feature_group_count=groups,
     )
-    return layer(function), (normal(BATCH, size, size, into), normal(k, k, into // groups, out) / (k * into**0.5))
+    images, filters = normal(BATCH, *(size,) * axes, into), normal(*(k,) * axes, into // groups, out)
+    return layer(function), (images, filters / (k ** (axes / 2) * into**0.5))
 
 
 def channels_first(size: int, into: int, out: int, k: int = 3) -> tuple[Callable[..., Any], Any]:
@@ -134,6 +144,15 @@ KINDS: dict[str, tuple[Callable[..., Any], Any]] = {
     "3x3 6 128>128 valid": conv(6, 128, 128, pad="VALID"),
     "3x3 32 3>32 valid": conv(32, 3, 32, pad="VALID"),
     "3x3 15 16>16 valid": conv(15, 16, 16, pad="VALID"),
+    "5x5 32 3>6 valid": conv(32, 3, 6, 5, pad="VALID"),
+    "5x5 14 6>16 valid": conv(14, 6, 16, 5, pad="VALID"),
+    "5x5 28 1>6": conv(28, 1, 6, 5),
+    "3x3 32 3>16": conv(32, 3, 16),
+    "3x3 28 8>8": conv(28, 8, 8),
+    "5 of 512, 1>16": conv(512, 1, 16, 5, space="W"),
+    "3x3x3 16 1>16": conv(16, 1, 16, space="DHW"),
+    "3x3x3 14 16>32 valid": conv(14, 16, 32, pad="VALID", space="DHW"),
+    "3x3x3/2 16 8>16": conv(16, 8, 16, stride=2, space="DHW"),
     "grouped 2, 3x3 28 32>32": conv(28, 32, 32, groups=2),
     "grouped 8, 3x3 28 32>32": conv(28, 32, 32, groups=8),
     "depthwise 3x3 28 32": conv(28, 32, 32, groups=32),

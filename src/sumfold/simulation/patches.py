@@ -129,7 +129,7 @@ def _over_rows(a: Any, b: Any) -> Any:
 
 def _together(length: int, results: int, outputs: int) -> int:
     """How many neighbouring results are computed together, of a line of so many and a window of such a length."""
-    return min(4 if length >= 5 and outputs <= 16 else 2 if outputs <= _OUT else 1, results)
+    return min(4 if length >= 5 and outputs <= 8 else 2 if outputs <= _OUT else 1, results)
 
 
 def _patches(x: Any, window: Sequence[int], results: Sequence[int], strides: Sequence[int], together: int) -> list[Any]:
