@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 import sumfold as sf
+from sumfold.core.cohort import Cohort
+from sumfold.simulation import hired
 from sumfold.simulation.gang import Alone, gang_of
 from sumfold.simulation.hired import first_cause
 from sumfold.simulation.launched import Numbered, launched
@@ -266,6 +268,17 @@ def test_a_script_starts_processes_of_its_own(tmp_path, alone) -> None:
     assert steps[1] == steps[2]
     assert int(steps[1]) > 0
     assert ended.stdout.count("SF-PROC-006") == 2
+
+
+@pytest.mark.parametrize(("size", "told"), [(256 << 20, False), ((256 << 20) + 1, True)])
+def test_an_algorithm_that_closes_over_data_is_told_of(monkeypatch, caplog, size, told) -> None:
+    monkeypatch.setattr(hired, "as_bytes", lambda round: range(size))  # as long as the bytes, and nothing to hold
+    monkeypatch.setattr(hired, "program", lambda round, state, data: "")
+    fed = sf.Federation.from_clients({"a": (np.ones((3, 2), np.float32), np.ones(3, np.float32))})
+    run = hired.Hired(2, {}, 1.0).bind(sf.Round("nothing", lambda params, key: 0, ()))  # no process is started
+    run._packed(None, Cohort(fed, np.zeros(1, np.int64)))  # whose shapes are looked at by what is replaced here
+    assert ("the algorithm takes 256 MiB" in caplog.text) == told
+    assert ("does a function of it close over data?" in caplog.text) == told
 
 
 def test_the_first_cause_of_several_failures() -> None:

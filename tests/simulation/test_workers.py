@@ -214,6 +214,41 @@ def test_arrays_cross_as_they_are():
     here.close(), there.close()
 
 
+def test_maps_of_files_are_sent_by_name_where_that_is_asked_for(tmp_path):
+    whole = np.arange(600_000, dtype=np.float32).reshape(-1, 3)
+    np.save(tmp_path / "whole.npy", whole)
+    there = np.load(tmp_path / "whole.npy", mmap_mode="r")
+    for given in (there, there[7:], np.asarray(there)[5:].reshape(-1)):
+        head, buffers = pipe.packed(given)
+        assert len(head) < 1_000
+        assert sum(buffer.nbytes for buffer in buffers) == given.nbytes, "as every other array, and not in the pickle"
+        head, sizes = pipe.save_file(tmp_path / "copy", given, by_file=True)
+        assert not sizes
+        came = pipe.load_file(tmp_path / "copy", head, sizes)
+        np.testing.assert_array_equal(came, given)
+        assert not came.flags.writeable
+
+
+@pytest.mark.parametrize("kind", ["small", "in strides", "changed here alone", "another file by now", "no file by now"])
+def test_other_maps_of_files_are_sent_as_bytes(tmp_path, kind):
+    path = tmp_path / "whole.npy"
+    np.save(path, np.arange(600_000, dtype=np.float32))
+    given = np.load(path, mmap_mode="c" if kind == "changed here alone" else "r")
+    if kind == "small":
+        given = given[:1000]
+    elif kind == "in strides":
+        given = given[::2]
+    elif kind == "changed here alone":
+        given[0] = -1
+    else:
+        path.unlink()
+        if kind == "another file by now":
+            np.save(path, np.arange(600_000, dtype=np.float32)[::-1])
+    head, sizes = pipe.save_file(tmp_path / "copy", given, by_file=True)
+    assert sizes == [given.nbytes]
+    np.testing.assert_array_equal(pipe.load_file(tmp_path / "copy", head, sizes), given)
+
+
 def test_a_worker_keeps_a_bounded_number_of_functions():
     known = {}
     for i in range(40):

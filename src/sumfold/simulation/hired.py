@@ -32,12 +32,15 @@ from sumfold.core.round import Round
 from sumfold.errors import CompositionError, ProcessError, SumfoldError
 from sumfold.simulation.by_value import as_bytes, program
 from sumfold.simulation.launched import ADDRESS, RANK, SIZE
+from sumfold.simulation.memory import told
 from sumfold.simulation.pipe import packed, receive, save_file, send, write
 from sumfold.simulation.supervisor import PARENT, cause, free_port, on_processors, shares
 from sumfold.simulation.workers import private_folder
 
 __all__ = ["Hired", "first_cause", "unsendable"]
 
+_MUCH = 256 << 20
+"""Bytes of an algorithm from which a person should know of them; weights from which it starts are some of them."""
 _GRACE = 3.0
 """Seconds in which the other processes may say what they think of a failure."""
 
@@ -100,7 +103,7 @@ class Hired:
         self.known[data] = self.sent
         path = self.folder / f"data-{self.sent}"
         try:
-            head, sizes = save_file(path, data)
+            head, sizes = save_file(path, data, by_file=True)
         except OSError:
             raise
         except Exception as error:
@@ -168,6 +171,11 @@ class _Rounds:
                 self.code = as_bytes(self.round)
             except Exception as error:  # whatever an object's own pickling raises
                 raise unsendable("the algorithm", f"{type(error).__name__}: {error}") from error
+            if len(self.code) > _MUCH:
+                _log.warning(
+                    "the algorithm takes %s, and every process gets a copy: does a function of it close over data?",
+                    told(len(self.code)),
+                )
             self.program = program(self.round, state, cohort.data)
         return self.code, self.program
 

@@ -7,6 +7,8 @@ Sumfold's is pickled: both ends are one user's processes on one machine, and a u
 from __future__ import annotations
 
 import io
+import mmap
+import os
 import pickle
 import types
 from collections import ChainMap
@@ -17,6 +19,7 @@ from typing import Any, ClassVar
 
 import cloudpickle
 import numpy as np
+from numpy.typing import NDArray
 
 from sumfold.errors import WorkError
 
@@ -25,6 +28,8 @@ __all__ = ["code", "load_file", "packed", "receive", "remember", "save_file", "s
 
 _FUNCTIONS = 16
 """How many functions a worker keeps."""
+_LARGE = 1 << 20
+"""Bytes of an array from which the file that it lies in is mapped again, instead of a copy of it."""
 
 
 def code(run: Callable[..., Any]) -> bytes:
@@ -66,11 +71,61 @@ def unsendable(what: str) -> WorkError:
     )
 
 
-def packed(given: Any) -> tuple[bytes, list[memoryview]]:
-    """An object as bytes, closures and classes of a script included, and the arrays in it as they lie in memory."""
+class _Arrays(cloudpickle.Pickler):  # type: ignore[misc]
+    """As cloudpickle's, and maps of files are arrays as all others, or what their file can be mapped by again."""
+
+    by_file = False
+
+    def reducer_override(self, value: Any) -> Any:
+        """See `pickle.Pickler.reducer_override`."""
+        if isinstance(value, np.ndarray):
+            file = again(value) if self.by_file else None
+            if file is not None:
+                return np.memmap, file
+            whole = value.flags.c_contiguous or value.flags.f_contiguous
+            if type(value) is np.memmap or (type(value) is np.ndarray and not whole):
+                # NumPy would write a copy of it into the pickle.
+                return (np.asarray(value) if whole else np.ascontiguousarray(value)).__reduce_ex__(5)
+        return super().reducer_override(value)
+
+
+def packed(given: Any, by_file: bool = False) -> tuple[bytes, list[memoryview]]:
+    """An object as bytes, closures and classes of a script included, and the arrays in it as they lie in memory.
+
+    Args:
+        given: the object.
+        by_file: send large maps of files by their names; only where the files stay as long as the object is used.
+    """
     buffers: list[pickle.PickleBuffer] = []
-    head: bytes = cloudpickle.dumps(given, protocol=5, buffer_callback=buffers.append)
-    return head, [buffer.raw() for buffer in buffers]
+    pickler = _Arrays(head := io.BytesIO(), protocol=5, buffer_callback=buffers.append)
+    pickler.by_file = by_file
+    pickler.dump(given)
+    return head.getvalue(), [buffer.raw() for buffer in buffers]
+
+
+def again(array: NDArray[Any]) -> tuple[Any, ...] | None:
+    """How `numpy.memmap` finds a large array that lies in a mapped file; None where it does not, or not any more.
+
+    Only the file's name is known, and another file may have it by now: its bytes are compared in a few places.
+    """
+    if array.nbytes < _LARGE or not array.flags.c_contiguous or array.dtype.hasobject:
+        return None
+    whole: Any = array
+    while isinstance(whole.base, np.ndarray):
+        whole = whole.base
+    name, mode = getattr(whole, "filename", None), getattr(whole, "mode", None)
+    if not isinstance(whole.base, mmap.mmap) or name is None or mode not in {"r", "r+", "w+"}:
+        return None
+    first = np.frombuffer(whole.base, np.uint8).__array_interface__["data"][0]
+    granule = mmap.ALLOCATIONGRANULARITY
+    offset = whole.offset - whole.offset % granule + array.__array_interface__["data"][0] - first
+    file: Any = (os.path.abspath(name), array.dtype, "r", offset, array.shape)
+    try:
+        other: NDArray[Any] = np.memmap(*file)
+    except (OSError, ValueError):
+        return None
+    mine, theirs = (a.reshape(-1).view(np.uint8)[:: array.nbytes // 999].tobytes() for a in (array, other))
+    return file if mine == theirs else None
 
 
 def send(pipe: Connection, given: Any) -> None:
@@ -104,9 +159,12 @@ def remember(known: dict[bytes, Any], digest: bytes, what: Any) -> None:
     known[digest] = what
 
 
-def save_file(path: Path, given: Any) -> tuple[bytes, list[int]]:
-    """Write an object's arrays to a file that any number of processes can map; what `load_file` needs besides."""
-    head, buffers = packed(given)
+def save_file(path: Path, given: Any, by_file: bool = False) -> tuple[bytes, list[int]]:
+    """Write an object's arrays to a file that any number of processes can map; what `load_file` needs besides.
+
+    Arrays that lie in files already stay there, see `packed`.
+    """
+    head, buffers = packed(given, by_file)
     with path.open("wb") as file:
         for buffer in buffers:
             file.write(buffer)

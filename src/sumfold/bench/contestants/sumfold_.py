@@ -1,7 +1,8 @@
 """Sumfold: `process.next` with a cohort's ids, or `sf.train`, as a user's script does it, without a main guard.
 
 Options: ``loop`` (``next`` or ``train``), ``model`` (``functions``; ``flax``, ``keras``, ``equinox`` for the EMNIST
-CNN), ``examples`` (``float32``, or ``uint8`` that the model decodes); all others go to `sf.Simulation`.
+CNN), ``examples`` (``float32``, or ``uint8`` that the model decodes), ``processes`` (so many of `sf.Processes`); all
+others go to `sf.Simulation`.
 """
 
 from stopwatch import ended, enter, gemm, leave, ready, triad, turn, workloads
@@ -19,7 +20,9 @@ import sumfold as sf
 options = dict(game.options)
 loop, written = options.pop("loop", "next"), options.pop("model", "functions")
 encoded = options.pop("examples", "float32") == "uint8"
-process = sumfold_models.process(game, optax.sgd(game.workload.rate), written).on(sf.Simulation(**options))
+processes = options.pop("processes", 0)
+runtime = sf.Processes(processes, **options) if processes else sf.Simulation(**options)
+process = sumfold_models.process(game, optax.sgd(game.workload.rate), written).on(runtime)
 ready(game)
 
 x = game.data.x if encoded else game.floats(game.data.x)

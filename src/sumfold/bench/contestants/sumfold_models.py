@@ -111,8 +111,9 @@ def _sums(game: Game) -> sf.Process:
 def _model(game: Game, written: str) -> Any:
     """The workload's model with its initial weights."""
     if written == "functions":
+        weights = game.weights  # a function that held the game would take the data along to other processes
         return sf.models.from_functions(
-            lambda key: {name: jnp.asarray(a) for name, a in game.weights.items()},
+            lambda key: {name: jnp.asarray(a) for name, a in weights.items()},
             jax_models.predictor(game.workload.model),
             jax_models.loss,
         )
