@@ -31,7 +31,7 @@ demo: $(VENV)/.demo  ## four hospitals train a model together: a table, and curv
 	@$(BIN)/sumfold demo $(ARGS)
 
 test: $(VENV)/.dev  ## every test, and every example in a docstring
-	@JAX_PLATFORMS=cpu KERAS_BACKEND=jax $(RUN) pytest --numprocesses $(WORKERS) $(ARGS)
+	@JAX_PLATFORMS=cpu KERAS_BACKEND=jax $(RUN) pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 tiny: $(VENV)/.dev  ## the tests that gate a commit, a few seconds
 	@JAX_PLATFORMS=cpu KERAS_BACKEND=jax $(RUN) pytest --quiet -m tiny tests $(ARGS)

@@ -22,11 +22,13 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 # Compiled programs outlive the run, and subprocesses share them: the second run of the suite is faster.
 # Sumfold leaves a cache alone that is set here, and so the tests the home folder.
 # A damaged entry only warns, and pyproject.toml lets that one warning pass: the program is compiled again.
+# Every program is kept, however small: most are, and the same in many tests, above all those of a client's half.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent / ".pytest_cache" / "xla"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import beartype
 import hypothesis
+import pytest
 from jaxtyping import install_import_hook
 
 _checkers: dict[Any, Any] = {}
@@ -69,12 +71,19 @@ install_import_hook("sumfold", "checks.once")
 # Scripts that are started in environments of their own, and import what those have.
 collect_ignore = ["src/sumfold/bench/contestants"]
 
-# pytest imports the files whose docstrings it runs. A module that is loaded already is taken as it is; otherwise
-# pytest would put it in its package's namespace, where a function of the same name belongs (learning.fed_avg).
-for module in pkgutil.walk_packages(importlib.import_module("sumfold").__path__, "sumfold."):
-    if not module.name.endswith("__main__"):
-        importlib.import_module(module.name)
-
 # How long a draw takes says something about the machine's other work, not about the code.
 hypothesis.settings.register_profile("sumfold", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("sumfold")
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Import every module of Sumfold, before pytest imports the files whose docstrings it runs.
+
+    A module that is loaded already is taken as it is; otherwise pytest would put it in its package's namespace, where
+    a function of the same name belongs (learning.fed_avg). The process that only hands tests to others collects
+    nothing, and is spared some seconds of imports.
+    """
+    if isinstance(collector, pytest.Session):
+        for module in pkgutil.walk_packages(importlib.import_module("sumfold").__path__, "sumfold."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 
 import pytest
 
@@ -138,11 +139,15 @@ def test_interrupted_is_saved(job, tmp_path) -> None:
     words = ("simulate", job, "--rounds", 1_000_000, "--out", tmp_path / "out", "--checkpoint", tmp_path / "kept")
     running = program(*words, "--set", "clients=1", folder=tmp_path)
     assert running.stdout is not None
-    assert "the job's own print" in running.stdout.readline()
-    while not list((tmp_path / "kept").glob("round-*")):
-        assert running.poll() is None
-    running.send_signal(signal.SIGINT)
-    printed, _ = running.communicate(timeout=60)
+    try:
+        assert "the job's own print" in running.stdout.readline()
+        while not list((tmp_path / "kept").glob("round-*")):
+            assert running.poll() is None
+            time.sleep(0.01)
+        running.send_signal(signal.SIGINT)
+        printed, _ = running.communicate(timeout=60)
+    finally:
+        running.kill()  # also where it did not end: a million rounds would take the cores from all later tests
     assert running.returncode == 130
     assert "Interrupted after" in printed
     assert json.loads((tmp_path / "out" / "history.json").read_text())["stopped"] == "interrupted"

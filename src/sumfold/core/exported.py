@@ -69,8 +69,8 @@ def export_half(half: ClientHalf, forms: Forms, platforms: Sequence[str] | None 
     Raises:
         CompositionError: for client work that calls back into Python, or has another side effect.
     """
-    check_calls(traced(half, forms), prints=False)
     programs, inputs = _programs(half, forms), _inputs(forms)
+    check_calls(_traced(programs, inputs), prints=False)  # JAX exports what it traced here: the functions are the same
     with _no_source_locations():
         return {name: _serialised(programs[name], given, platforms) for name, given in inputs.items()}
 
@@ -81,12 +81,7 @@ def traced(half: ClientHalf, forms: Forms) -> dict[str, ClosedJaxpr]:
     Raises:
         CompositionError: for client work that uses what was put away in an earlier tracing.
     """
-    programs = _programs(half, forms)
-    found = {
-        name: jax.make_jaxpr(programs[name])(*map(jax.tree.leaves, given)) for name, given in _inputs(forms).items()
-    }
-    check_kept(found)
-    return found
+    return _traced(_programs(half, forms), _inputs(forms))
 
 
 def each_half(
@@ -117,6 +112,14 @@ def each_half(
 def loaded(programs: Mapping[str, bytes]) -> dict[str, export.Exported]:
     """The programs as they were exported, to be called under `jax.jit`."""
     return {name: export.deserialize(bytearray(code)) for name, code in programs.items()}
+
+
+def _traced(
+    programs: Mapping[str, Callable[..., Any]], inputs: Mapping[str, tuple[Tree, ...]]
+) -> dict[str, ClosedJaxpr]:
+    found = {name: jax.make_jaxpr(programs[name])(*map(jax.tree.leaves, given)) for name, given in inputs.items()}
+    check_kept(found)
+    return found
 
 
 def _serialised(program: Callable[..., Any], given: Sequence[Tree], platforms: Sequence[str] | None) -> bytes:
