@@ -272,11 +272,15 @@ def test_a_script_starts_processes_of_its_own(tmp_path, alone) -> None:
 
 @pytest.mark.parametrize(("size", "told"), [(256 << 20, False), ((256 << 20) + 1, True)])
 def test_an_algorithm_that_closes_over_data_is_told_of(monkeypatch, caplog, size, told) -> None:
-    monkeypatch.setattr(hired, "as_bytes", lambda round: range(size))  # as long as the bytes, and nothing to hold
+    class Long(bytes):  # and nothing to hold
+        __len__ = lambda self: size
+
+    monkeypatch.setattr(hired, "as_bytes", lambda round: Long())
     monkeypatch.setattr(hired, "program", lambda round, state, data: "")
     fed = sf.Federation.from_clients({"a": (np.ones((3, 2), np.float32), np.ones(3, np.float32))})
-    run = hired.Hired(2, {}, 1.0).bind(sf.Round("nothing", lambda params, key: 0, ()))  # no process is started
-    run._packed(None, Cohort(fed, np.zeros(1, np.int64)))  # whose shapes are looked at by what is replaced here
+    process = sf.Process(sf.Round("nothing", lambda params, key: np.float32(0), ()))
+    run = hired.Hired(2, {}, 1.0).bind(process.round)  # no process is started
+    run._packed(process.initialize(), Cohort(fed, np.zeros(1, np.int64)))
     assert ("the algorithm takes 256 MiB" in caplog.text) == told
     assert ("does a function of it close over data?" in caplog.text) == told
 
