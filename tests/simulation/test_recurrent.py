@@ -170,6 +170,26 @@ def test_sums_of_products_of_any_orientation(places, reverse, swapped, turned, i
     assert loops(canonical(step), a, b)[0][1] == 0
 
 
+@pytest.mark.parametrize(("places", "by_last_axis"), [(PLACES, 1), (32, 0)])
+def test_weights_are_turned_round_once_for_many_places(places, by_last_axis):
+    """In the gradient by the state, of which the last axis of the weights is multiplied at each place."""
+    p, x = weights(), sequences(places)
+    gradient = canonical(jax.grad(recurrent))
+    texts = [str(body) for body in bodies(jax.make_jaxpr(gradient)(p, x).jaxpr)]
+    assert sum(text.count("(([1], [1]), ([], []))") for text in texts) == by_last_axis
+    close(jax.grad(recurrent)(p, x), gradient(p, x), 2e-4)
+
+
+def bodies(jaxpr):
+    for equation in jaxpr.eqns:
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                if equation.primitive.name == "scan":
+                    yield inner
+                yield from bodies(inner)
+
+
 def test_flax_cells_carry_their_states_alone():
     nn = pytest.importorskip("flax.linen")
     x = jnp.swapaxes(sequences(), 0, 1)

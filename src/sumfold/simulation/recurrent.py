@@ -9,7 +9,8 @@ read and written to add a product over B terms. The sum of the products is one p
 so the loop gives its operands out, and the product is taken once, behind it. (Libraries for recurrent networks do the
 same in kernels of their own: Appleyard, Kočiský and Blunsom 2016, *Optimizing performance of recurrent neural networks
 on GPUs*, section 3.2. Here it is done to any `scan` of any framework.) In the same way what comes into the loop is
-multiplied with weights that stay the same before it, for all places at once, and what leaves it behind it.
+multiplied with weights that stay the same before it, for all places at once, and what leaves it behind it. Weights that
+are multiplied by their last axis at each of many places, as in the gradient by what comes in, are turned round once.
 
 The order of summation changes, and nothing else: the results agree to rounding.
 """
@@ -36,6 +37,8 @@ _SHAPES = frozenset({"transpose", "reshape", "split", "slice", "squeeze", "broad
 """What only moves numbers: applied to a sum, it is the sum of what it gives applied to each term."""
 _THIN = 256
 """Rows of an operand up to which one product for all places is faster than one at each."""
+_TURN = 32
+"""Places from which a matrix is turned round once rather than at each."""
 
 
 class Program(NamedTuple):
@@ -54,6 +57,12 @@ class _Sum(NamedTuple):
     source: Equation
     moves: tuple[Equation, ...]
     term: Variable
+
+
+class _Turned(NamedTuple):
+    """A constant matrix of a loop with its axes exchanged; it stands where its variable would."""
+
+    variable: Variable
 
 
 class _Apart(NamedTuple):
@@ -99,7 +108,8 @@ def scanned(
     body, constants = params["jaxpr"].jaxpr, params["jaxpr"].consts
     number, carried = params["num_consts"], params["num_carry"]
     apart = _apart(body, number, carried)
-    if not any(apart):
+    equations, turned = _turned(body, number, params["length"])
+    if not any(apart) and not turned:
         return None
     fixed, first, slices = values[:number], list(values[number : number + carried]), list(values[number + carried :])
     variables = body.invars[number + carried :]
@@ -119,8 +129,9 @@ def scanned(
         results[i] = next(v for v in equation.invars if not _still(v, known))
     wanted = list(dict.fromkeys(v for found in apart.sums for v in found.source.invars if v not in stacks))
     outvars = [*(body.outvars[j] for j in kept), *results, *wanted]
-    invars = [*body.invars[:number], *(body.invars[number + j] for j in kept), *stacks]
-    program = Program(body.constvars, invars, outvars, _live(body.eqns, outvars, set(invars)))
+    invars = [*body.invars[:number], *turned, *(body.invars[number + j] for j in kept), *stacks]
+    program = Program(body.constvars, invars, outvars, _live(equations, outvars, set(invars)))
+    fixed = [*fixed, *(known[weights.variable].T for weights in turned)]
 
     def place(carry: list[Any], here: list[Any]) -> tuple[list[Any], list[Any]]:
         out = list(map(_strong, evaluate(program, constants, [*fixed, *carry, *here])))
@@ -143,6 +154,24 @@ def scanned(
     for i, equation in apart.after.items():
         given[i] = _for_all_places(equation, stacks, value)
     return [*(ends[j] for j in range(carried)), *given]
+
+
+def _turned(body: Any, number: int, places: int) -> tuple[list[Equation], list[_Turned]]:
+    """The equations of a loop's program, and which constant matrices they take turned round, as [columns, rows].
+
+    A product with the last axis of a matrix, as in the gradient by a layer's input, has the matrix packed each time.
+    """
+    still, found, equations = set(body.invars[:number]), dict[_Turned, None](), list(body.eqns)
+    for i, equation in enumerate(equations if places >= _TURN else []):
+        weights = equation.invars[-1]
+        if equation.primitive.name != "dot_general" or isinstance(weights, jaxprs.Literal) or weights not in still:
+            continue
+        (over, under), batch = equation.params["dimension_numbers"]
+        if weights.aval.ndim == 2 and under == (1,):
+            operands, numbers = [equation.invars[0], _Turned(weights)], ((over, (0,)), batch)
+            equations[i] = equation.replace(invars=operands, params={**equation.params, "dimension_numbers": numbers})
+            found[operands[1]] = None
+    return equations, list(found)
 
 
 def _apart(body: Any, number: int, carried: int) -> _Apart:
