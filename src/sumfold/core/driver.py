@@ -161,15 +161,18 @@ def server_of(round: Round) -> Server:
 
 
 def compiled_server(round: Round) -> Server:
-    """The server's half with each of its two functions compiled, for a Σ that is no program.
+    """The server's half with each of its two functions compiled, for a Σ that is no program."""
+    return Server(*(compiler_of(round)(function, static_argnums=0) for function in server_of(round)))
+
+
+def compiler_of(round: Round) -> Callable[..., Any]:
+    """How the server's half is compiled.
 
     Where it has every client's values to look through, XLA's highest level of optimisation pays: with the engine's own
     options a median takes five times as long.
     """
     stages = [stage for phase in round.phases for stage in phase.aggregate.values()]
-    stacked = any((stage.group or add).kind == stack.kind for stage in stages)
-    compiler = jax.jit if stacked else compiled
-    return Server(*(compiler(function, static_argnums=0) for function in server_of(round)))
+    return jax.jit if any((stage.group or add).kind == stack.kind for stage in stages) else compiled
 
 
 def play(

@@ -157,10 +157,20 @@ class Process:
             DataError, TypeMismatchError: for data that the model cannot take, or an invalid weight.
             CompositionError: after a round whose client learning rate can be read, and is not finite.
         """
+        return self._next(state, client_data, clients)
+
+    def _next(
+        self,
+        state: Any,
+        client_data: Any,
+        clients: Iterable[Any] | None,
+        run: Callable[[State, Cohort], Outcome] | None = None,
+    ) -> Output:
+        """As `next`, by the runtime or another function that has the round."""
         recognise(self.round, self._template, state)
         whole, among = as_federation(client_data, clients, self._kept)
         state = self._own(state, client_data, len(whole))
-        return self._one(state, self._cohort(whole, among, state))
+        return self._one(state, self._cohort(whole, among, state), run)
 
     def _own(self, state: Any, client_data: Any, population: int) -> State:
         """The state as this algorithm's own, for these clients."""

@@ -4,10 +4,15 @@ Each round is what `Process.next` makes of it, with the same checks, and the sam
 is that the loop says which cohorts will follow: they are looked up once, a round is planned while the one before it
 computes, and where the engine can, several rounds are one call (`sumfold.simulation.fused`). The rounds of a run go
 through the same program whether several are asked for or one, so that its bytes do not depend on who watches.
+
+A run spends its states where it may: a large one is written over by the next. It may where nobody else has the arrays
+and nothing will ask for them: the first state is the run's own copy (`own`), no function of the user's is shown any,
+and each is on disk, if it is ever to be, before the round that follows it.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from types import TracebackType
@@ -23,8 +28,9 @@ from sumfold.learning.ahead import Cohorts, Ids
 from sumfold.learning.process import Process
 from sumfold.learning.profile import Watch
 from sumfold.simulation.bound import Bound
+from sumfold.simulation.spare import is_large, owned
 
-__all__ = ["Rounds"]
+__all__ = ["Rounds", "own"]
 
 
 class _Known(NamedTuple):
@@ -43,13 +49,17 @@ class Rounds:
         federation: the clients.
         cohorts: who takes part in the rounds that are left.
         watch: measures the loop.
+        spend: nobody needs a state any more when the round that follows it begins; the first is of `own`.
 
     Attributes:
         clients: how many took part in the rounds of the last call.
     """
 
-    def __init__(self, process: Process, federation: Federation, cohorts: Cohorts, watch: Watch) -> None:
+    def __init__(
+        self, process: Process, federation: Federation, cohorts: Cohorts, watch: Watch, spend: bool = False
+    ) -> None:
         self._process, self._federation, self._cohorts, self._watch = process, federation, cohorts, watch
+        self._spend = spend
         self.clients = 0
         self._known: list[_Known] = []  # in the order in which they come
 
@@ -83,8 +93,9 @@ class Rounds:
     def _trained(self, state: State, cohorts: Sequence[Ids], later: Sequence[Ids]) -> tuple[State, list[Metrics]]:
         """Train the first of these cohorts, or more; those that may come later are planned meanwhile."""
         process, bound = self._process, self._process._run
+        run = functools.partial(bound, spend=True) if self._spend and isinstance(bound, Bound) else bound
         if not isinstance(bound, Bound) or not self._federation.in_memory:
-            after, metrics = process.next(state, self._federation, clients=cohorts[0])
+            after, metrics = process._next(state, self._federation, cohorts[0], run)
             return after, [metrics]
         state = process._own(state, self._federation, len(self._federation))
         self._look_up(state, [*cohorts, *later])
@@ -97,7 +108,7 @@ class Rounds:
         after, told = state, list[Metrics]()
         for cohort in coming[:number]:
             try:
-                after, metrics = process._one(after, cohort, (lambda *_: next(outcomes)) if taken else bound)
+                after, metrics = process._one(after, cohort, (lambda *_: next(outcomes)) if taken else run)
             except Exception:
                 if not told:
                     raise
@@ -126,6 +137,20 @@ class Rounds:
         among = np.arange(number, dtype=np.int64) if ids is None else self._federation.positions(ids)
         copy: Any = ids.copy() if isinstance(ids, (list, set, np.ndarray)) else ids
         return _Known(ids, copy, self._process._cohort(self._federation, among, state))
+
+
+def own(process: Process, given: list[State]) -> State:
+    """The only state of a list, which is empty then, in arrays that nobody else has, where it can be spent.
+
+    Who made a state may have kept its arrays: a user passed it in, or a model's `init` returned what it holds.
+    """
+    state, bound = given.pop(), process._run
+    if not isinstance(bound, Bound) or bound.options.deterministic or not is_large(state.algorithm):
+        return state
+    arrays = [(state.algorithm, state.stages)]
+    state = state._replace(algorithm=(), stages=())
+    algorithm, stages = owned(arrays)
+    return state._replace(algorithm=algorithm, stages=stages)
 
 
 def _unchanged(known: _Known | None, ids: Any) -> bool:

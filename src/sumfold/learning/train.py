@@ -31,7 +31,7 @@ from sumfold.errors import (
 )
 from sumfold.learning import checkpoint as checkpoints
 from sumfold.learning.ahead import Cohorts, is_policy, no_cohort
-from sumfold.learning.callbacks import Callback, EarlyStopping, Event
+from sumfold.learning.callbacks import Callback, EarlyStopping, Event, TensorBoard
 from sumfold.learning.evaluate_clients import evaluate_clients as measure_clients
 from sumfold.learning.evaluate_clients import mean_over_clients, unlabelled
 from sumfold.learning.history import History, entries, headline, measured, plain, scalars
@@ -39,7 +39,7 @@ from sumfold.learning.ifca import Clustered
 from sumfold.learning.process import Process
 from sumfold.learning.profile import Watch
 from sumfold.learning.progress import shown
-from sumfold.learning.rounds import Rounds
+from sumfold.learning.rounds import Rounds, own
 from sumfold.learning.sampling import Policy, described, uniform
 from sumfold.models.host import HostModel
 from sumfold.models.model import Model, describe, unpack
@@ -74,6 +74,10 @@ def train(
     Ctrl-C stops after the round, saved; a second Ctrl-C stops at once. Rounds of a model below 100,000 parameters may
     be computed up to 16 at a time where nothing looks at the state in between (callback, evaluation, checkpoint); then
     progress is shown, and Ctrl-C noticed, after so many.
+
+    A large state (32 MiB and more) is written over by the next one where nobody else can need it: without callbacks of
+    your own and without a function as `evaluate`, which may keep the states that they are shown, and with a checkpoint
+    after every round or none. A `state` that you pass in stays usable.
 
     Args:
         process: the algorithm.
@@ -123,7 +127,8 @@ def train(
     federation, _ = as_federation(train, None, {})
     _check_cohorts(federation, clients_per_round, cohorts, rounds)
     measure = evaluation(process, evaluate, evaluate_clients)
-    begin = process.initialize(seed) if state is None else recognise(process.round, process._template, state)
+    spend = _unseen(listeners, evaluate) and (checkpoint is None or checkpoint_every == 1)
+    begin = _first(process, seed, state, spend)
     chosen = cohorts if clients_per_round is None else uniform(clients_per_round)
     gang = gang_of(process.runtime)  # of many processes all train, and the first writes, shows and calls back
 
@@ -131,7 +136,6 @@ def train(
         history, keep, damaged = stack.enter_context(
             _disk(checkpoint, process, federation, begin, rounds, chosen, gang)
         )
-        words = begin.seed
         del begin  # of large models every state in memory counts: here the last one alone is held
         before = int(history.state.round)
         last = before if history.stopped else max(rounds, before)
@@ -144,8 +148,10 @@ def train(
         watch = Watch(process, {"evaluation": evaluate_every, "checkpoint": checkpoint_every}, before)
         try:
             periods = [(1, listeners), (evaluate_every, measure), (checkpoint_every, checkpoint is not None)]
-            upcoming = Cohorts(federation, chosen, words, range(before, last), [n for n, needed in periods if needed])
-            ahead = stack.enter_context(Rounds(process, federation, upcoming, watch))
+            upcoming = Cohorts(
+                federation, chosen, history.state.seed, range(before, last), [n for n, needed in periods if needed]
+            )
+            ahead = stack.enter_context(Rounds(process, federation, upcoming, watch, spend))
             while upcoming.left:
                 trained = _trained(ahead, history)
                 done = int(trained.state.round)
@@ -229,6 +235,17 @@ def _told(
             )
     stop = gang.told(b"stop" if "stop" in answers else b"")
     return dataclasses.replace(history, stopped="callback") if stop else history
+
+
+def _first(process: Process, seed: int, state: State | None, spend: bool) -> State:
+    """The state before the first round; the run's own, if it is to be spent."""
+    given = [process.initialize(seed) if state is None else recognise(process.round, process._template, state)]
+    return own(process, given) if spend else given.pop()
+
+
+def _unseen(listeners: list[Callback], evaluate: Any) -> bool:
+    """Whether no function of the user's is shown a state, which it may keep."""
+    return not callable(evaluate) and all(type(listener) in (EarlyStopping, TensorBoard) for listener in listeners)
 
 
 # -- cohorts and evaluation

@@ -94,8 +94,8 @@ class Bound:
         self.host = options.host or Workers()
         self.devices = _devices(options.devices)
         self.meter = Meter()
-        self.closing = Closing(round)
-        self.server = self._metered(self.closing.server)
+        self.closing = Closing(round, options.deterministic)
+        self.server, self.spending = map(self._metered, (self.closing.server, self.closing.spending))
         self.placement = Placement()
         self.compiled = compiled(self._play)
         self.phase = compiled(self._phase, static_argnums=(0, 1), donate_argnums=2, keep_unused=True)
@@ -110,8 +110,14 @@ class Bound:
         self.looked = False
         self.ahead, self.fused = Ahead(self), Fused(self)
 
-    def __call__(self, state: State, cohort: Cohort) -> Outcome:
-        """One round; see `sumfold.core.driver.Runtime`."""
+    def __call__(self, state: State, cohort: Cohort, spend: bool = False) -> Outcome:
+        """One round; see `sumfold.core.driver.Runtime`.
+
+        Args:
+            state, cohort: who takes part, and from where.
+            spend: nobody needs `state` any more, and each of its arrays has a buffer of its own: where it is large, the
+                next state may be written over it.
+        """
         if not self.hosted:
             with self.meter.span("data"):
                 cohort = self.placement.within_reach(cohort, self.devices[0])
@@ -121,7 +127,7 @@ class Bound:
         if self.options.deterministic and not self.hosted:
             return self._in_order(begun)
         if self.hosted or self.blocks or len(begun.seats.places) > 1:
-            return self._side_by_side(begun)
+            return self._side_by_side(begun, spend)
         return self._whole(begun)
 
     # -- the choice
@@ -212,7 +218,7 @@ class Bound:
         *played, (_, counted) = play(self.round, server_of(self.round), algorithm, stages, seed, number, sigma, carried)
         return *played, (tuple(after), counted)
 
-    def _side_by_side(self, begun: Begun) -> Outcome:
+    def _side_by_side(self, begun: Begun, spend: bool) -> Outcome:
         """A program for each stream, or Python functions; the server's programs in between."""
         state, cohort, seats = begun.state, begun.cohort, begun.seats
         streams = range(len(begun.mine))
@@ -248,7 +254,7 @@ class Bound:
                         return self._summed(i, s, rows, seats.total, told, kept, present, *given)
 
                 if i == 0 and self.options.devices is None and self.gang.size == 1:
-                    self.closing.prepare(state, briefing, 1 if rows else len(streams), seats.total)
+                    self.closing.prepare(state, briefing, 1 if rows else len(streams), seats.total, spend)
                 # Planning few clients is Python's work, which threads cannot share: it is done here, all at once.
                 few = len(cohort.positions) <= _FEW
                 plans = self._plans(i, begun, begun.mine, rooms) if few else [None for _ in streams]
@@ -270,7 +276,14 @@ class Bound:
 
         carried: list[Tree] = [((), np.ones(seats.slots, bool)) for _ in streams]
         algorithm, stages, metrics, invalid, ended = play(
-            self.round, self.server, state.algorithm, state.stages, state.seed, np.int32(state.round), sigma, carried
+            self.round,
+            self.spending if spend else self.server,
+            state.algorithm,
+            state.stages,
+            state.seed,
+            np.int32(state.round),
+            sigma,
+            carried,
         )
         for (i, s), totals in summed.items():
             self.spare.put(i, s, totals)
