@@ -17,26 +17,22 @@ written over or not, so a round's numbers do not depend on it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core as jaxprs
+from jax import lax
 
 from sumfold import tree
 from sumfold.core.compiled import compiled
+from sumfold.simulation.inlined import Equation, Variable, computed, inlined, is_literal, read
 from sumfold.tree import Tree
 
 __all__ = ["InPlace"]
 
-Equation: TypeAlias = Any
-Variable: TypeAlias = Any
-
 _SMALL = 1 << 14
 """Numbers up to which an array is decided with all the others."""
-
-_CALLS = frozenset({"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"})
 
 # fmt: off
 _BY_ELEMENT = frozenset({
@@ -146,7 +142,7 @@ class InPlace:
 
     def _cut(self, owned: Tree, rest: tuple[Tree, ...]) -> _Course:
         outer, shape = jax.make_jaxpr(self.function, return_shape=True)(owned, *rest)
-        closed = jax.make_jaxpr(lambda *given: _inlined(outer.jaxpr, outer.consts, given))(*outer.in_avals)
+        closed = inlined(outer)
         program, first = closed.jaxpr, len(closed.consts)
         inputs, results = [*program.constvars, *program.invars], program.outvars
         place = {variable: k for k, variable in enumerate(inputs)}
@@ -163,14 +159,30 @@ class InPlace:
         def stays(j: int, source: int) -> bool:  # of a state every array has a buffer of its own
             return source == first + j if j < states else source not in over
 
-        sources = {j: place.get(v) for j, v in enumerate(results) if not isinstance(v, jaxprs.Literal)}
+        sources = {j: place.get(v) for j, v in enumerate(results) if not is_literal(v)}
         handed = {j: k for j, k in sources.items() if k is not None and stays(j, k)}
         decided = [j for j in range(len(results)) if j not in slices and j not in handed]
         kept = list(dict.fromkeys(variable for one in slices.values() for variable in one.kept))
 
         def decide(*given: Any) -> Any:
-            known = _computed(program.eqns, dict(zip(inputs, given, strict=True)))
-            return [_read(known, results[j]) for j in decided], [known[variable] for variable in kept]
+            known = dict(zip(inputs, given, strict=True))
+
+            def anew(atoms: Sequence[Any]) -> dict[Variable, Any]:
+                """What these are computed by, element by element, for one use: XLA would write down what has two."""
+                found = [_slice(program.eqns, made, place, atom) for atom in atoms]
+                needed = sorted({k for one in found for k in one.equations})
+                reads = [inputs[k] for k in sorted({k for one in found for k in one.reads})]
+                values = [known[variable] for variable in reads]
+                local = dict(zip(reads, lax.optimization_barrier(values) if needed else values, strict=True))  # type: ignore[no-untyped-call]
+                local |= {variable: known[variable] for one in found for variable in one.kept}
+                return computed([program.eqns[k] for k in needed], local)
+
+            for equation in program.eqns:
+                if not _by_element(equation):
+                    ended = computed([equation], anew(equation.invars))
+                    known |= {variable: ended[variable] for variable in equation.outvars}
+            ended = anew([results[j] for j in decided])
+            return [read(ended, results[j]) for j in decided], [known[variable] for variable in kept]
 
         writes = [
             self._write(program.eqns, inputs, results, kept, {j: slices[j] for j in some}, first)
@@ -196,7 +208,7 @@ class InPlace:
 
         def write(replaced: list[Any], read: list[Any], decided: list[Any]) -> list[Any]:
             variables = [inputs[k] for k in (*over, *reads)] + used
-            known = _computed(needed, dict(zip(variables, (*replaced, *read, *decided), strict=True)))
+            known = computed(needed, dict(zip(variables, (*replaced, *read, *decided), strict=True)))
             return [known[results[j]] for j in slices]
 
         spent = self.compiler(write, donate_argnums=0, keep_unused=True)
@@ -219,7 +231,7 @@ def _slice(
     found, waiting = _Slice(set(), set(), []), [result]
     while waiting:
         variable = waiting.pop()
-        if isinstance(variable, jaxprs.Literal):
+        if is_literal(variable):
             continue
         if variable in place:
             found.reads.add(place[variable])
@@ -250,34 +262,6 @@ def _order(reads: Mapping[int, set[int]], first: int) -> Iterable[list[int]]:
         ready = [j for j in left if not any(first + j in reads[k] for k in left if k != j)] or left
         yield ready
         left = [j for j in left if j not in ready]
-
-
-# -- programs, equation by equation
-
-
-def _read(known: Mapping[Variable, Any], atom: Any) -> Any:
-    return atom.val if isinstance(atom, jaxprs.Literal) else known[atom]
-
-
-def _computed(equations: Iterable[Equation], known: dict[Variable, Any]) -> dict[Variable, Any]:
-    for equation in equations:
-        results = equation.primitive.bind(*(_read(known, atom) for atom in equation.invars), **equation.params)
-        known |= zip(equation.outvars, results if equation.primitive.multiple_results else [results], strict=True)
-    return known
-
-
-def _inlined(program: Any, consts: Sequence[Any], given: Sequence[Any]) -> list[Any]:
-    """Run a program with those that it calls as parts of it; derivatives are taken already."""
-    known = dict(zip([*program.constvars, *program.invars], [*consts, *given], strict=True))
-    for equation in program.eqns:
-        if equation.primitive.name not in _CALLS:
-            known = _computed([equation], known)
-            continue
-        called = next(equation.params[at] for at in ("jaxpr", "call_jaxpr", "fun_jaxpr") if at in equation.params)
-        inner, own = (called.jaxpr, called.consts) if isinstance(called, jaxprs.ClosedJaxpr) else (called, [])
-        values = [_read(known, atom) for atom in equation.invars]
-        known |= zip(equation.outvars, _inlined(inner, own, values), strict=True)
-    return [_read(known, atom) for atom in program.outvars]
 
 
 def _as_array(value: Any) -> Any:

@@ -22,6 +22,7 @@ from sumfold.core.group import Group, Stacked, add, stack
 from sumfold.core.round import Batch, Phase
 from sumfold.keys import Key
 from sumfold.simulation.borrowed import rows_at
+from sumfold.simulation.widened import repeated
 from sumfold.tree import Leaf, Tree
 
 __all__ = ["Clients", "Span", "Table", "begun", "gather", "nobody", "one_row", "settle", "stream", "table_of"]
@@ -132,7 +133,7 @@ def stream(
 
         state = half.init(start, key)
         if examples is not None:
-            state = lax.fori_loop(jnp.int32(0), clients.steps[k], step, state)
+            state = repeated(clients.steps[k], step, state)
         upload, keeping = half.finish(start, state, key)
         return settle(phase, place, slot, span.row[k], upload, keeping, totals, table)
 
