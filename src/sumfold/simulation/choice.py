@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from sumfold import keys, tree
-from sumfold.core.client import Briefing, ClientHalf, Start
+from sumfold.core.client import Briefing, ClientHalf, Start, client_half
 from sumfold.core.cohort import Cohort, batch_shapes
 from sumfold.core.driver import State
 from sumfold.core.exported import each_half, forms
@@ -106,12 +106,12 @@ def model_size(round: Round, state: State) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(message))
 
 
-def convolves(round: Round, half: ClientHalf, state: State, cohort: Cohort) -> bool:
-    """Whether a client's step has convolutions."""
-    batch = batch_shapes(cohort.data, 2)
+def convolves(round: Round, state: State, cohort: Cohort) -> bool:
+    """Whether a client's step has convolutions, as its author wrote it."""
+    batch, phase = batch_shapes(cohort.data, 2), round.phases[0]
+    half = client_half(phase)
     if half.step is None or batch is None:
         return False
-    phase = round.phases[0]
     public = {part: stage.share(state.stages[0][part]) for part, stage in phase.aggregate.items()}
     briefing = Briefing(jax.eval_shape(phase.broadcast, state.algorithm, keys.typed(state.seed)), public)
     made = forms(half, briefing, (), batch)

@@ -64,7 +64,7 @@ def _by_rule(bound: Bound, state: State, cohort: Cohort, batchings: Sequence[Bat
     wanted = lanes_by_rule(size, platform)
     if options.kernel == "lanes":
         return Choice("lanes", wanted or 4, streams, "kernel given")
-    if not fitting(wanted, number) or (platform == "cpu" and convolves(bound.round, bound.halves[0], state, cohort)):
+    if not fitting(wanted, number) or (platform == "cpu" and convolves(bound.round, state, cohort)):
         return Choice("sequential", 0, streams, "rule")
     if clear(size, platform) or not options.autotune or bound.gang.size > 1:
         return Choice("lanes", wanted, streams, "rule")
