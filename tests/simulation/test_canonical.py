@@ -223,6 +223,31 @@ def test_few_channels_and_volumes_are_products_with_patches(monkeypatch, part, i
     assert ("while(" in weights) == (part == 400)
 
 
+def test_a_large_image_needs_no_matrix_of_all_its_patches():
+    x, w = jnp.zeros((1, 512, 512, 3)), jnp.zeros((9, 9, 3, 3))
+
+    def step(w, x):
+        conv = lambda w, x: lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        y, back = jax.vjp(conv, w, x)
+        return y, back(y)
+
+    needed = jax.jit(canonical(step)).lower(w, x).compile().memory_analysis().temp_size_in_bytes
+    assert needed < 12 * x.nbytes + 3 * 4 * patches._NUMBERS  # all patches at once: 54 images for each of three
+
+
+def test_pooling_inside_checkpoint_and_products_of_few_channels_there():
+    x, w = drawn((4, 9, 9, 3)), drawn((3, 3, 3, 6))
+
+    @jax.checkpoint
+    def block(w, x):
+        y = lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return lax.reduce_window(y, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+
+    step = lambda w, x: jax.value_and_grad(lambda w, x: (block(w, x) ** 2).mean(), (0, 1))(w, x)
+    close(jax.jit(step)(w, x), jax.jit(canonical(step))(w, x))
+    assert "select-and-scatter" not in text(canonical(step), w, x)
+
+
 def test_the_forward_pass_and_the_gradient_by_the_filter_share_their_patches():
     x, w = drawn((6, 12, 12, 3)), drawn((5, 5, 3, 6))
 

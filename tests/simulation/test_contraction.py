@@ -43,6 +43,12 @@ def test_any_product_is_the_same(data):
     np.testing.assert_allclose(product(*operands, numbers), lax.dot_general(*operands, numbers), rtol=1e-5, atol=1e-5)
 
 
+def test_nothing_may_be_multiplied_with_something():
+    numbers = (((0, 1), (0, 1)), ((), ()))
+    for x, y in (((4, 5, 0), (4, 5, 3)), ((0, 5, 2), (0, 5, 3)), ((4, 5, 2), (4, 5, 0))):
+        assert product(np.ones(x), np.ones(y), numbers).shape == (x[2], y[2])
+
+
 @pytest.mark.parametrize(
     ("over", "under", "batch", "expected"),
     [

@@ -180,6 +180,18 @@ def test_weights_are_turned_round_once_for_many_places(places, by_last_axis):
     close(jax.grad(recurrent)(p, x), gradient(p, x), 2e-4)
 
 
+def test_a_product_of_rows_with_rows_in_a_long_loop_stays():
+    """Its axes of rows are a batch's, and not to be exchanged."""
+    w, x = jnp.asarray(weights()["h"][:SEQUENCES]), sequences(40, HIDDEN)
+
+    def step(w, x):
+        return lax.scan(lambda c, x: (c + jax.vmap(jnp.dot)(x, w).sum(), jnp.einsum("hd,bd->bh", w, x)), 0.0, x)
+
+    close(step(w, x), canonical(step)(w, x))
+    gradient = jax.grad(lambda w, x: step(w, x)[0] + (step(w, x)[1] ** 2).mean())
+    close(gradient(w, x), canonical(gradient)(w, x), 1e-4)
+
+
 def bodies(jaxpr):
     for equation in jaxpr.eqns:
         for value in equation.params.values():

@@ -172,7 +172,8 @@ def _rewritten_params(params: dict[str, Any], winograd: bool) -> dict[str, Any]:
         if isinstance(value, jaxprs.ClosedJaxpr):
             return _again(value.jaxpr, value.consts, winograd)
         if isinstance(value, jaxprs.Jaxpr):
-            return _again(value, [], winograd).jaxpr
+            again = _again(value, [], winograd)
+            return value if again.consts else again.jaxpr  # there is no place for arrays of its own
         return value
 
     return {name: rewrite(value) for name, value in params.items()}
@@ -409,13 +410,18 @@ def _unpooled(source: Any, operand: Any, params: dict[str, Any]) -> Any:
 
 
 def _spread(source: Any, operand: Any, params: dict[str, Any]) -> Any:
-    """The same for windows side by side, place by place of the operand: longer, but no short rows are put together."""
+    """The same for windows side by side, place by place of the operand: longer, but no short rows are put together.
+
+    Where a window has something that is no number, that takes the gradient.
+    """
     windows, sizes = _windows(operand, params), params["window_dimensions"]
     within = range(1, windows.ndim, 2)
-    places = np.arange(math.prod(sizes), dtype=np.int32).reshape(list(itertools.chain(*((1, size) for size in sizes))))
+    places, count = jnp.zeros(windows.shape, jnp.int32), math.prod(sizes)
+    for axis, size in zip(within, sizes, strict=True):
+        places = places * size + lax.broadcasted_iota(jnp.int32, windows.shape, axis)
     best = windows.max(within, keepdims=True)
     below = (windows < best) | (lax.ne(best, best) & lax.eq(windows, windows))  # what is not a number is the greatest
-    first = jnp.where(below, np.int32(places.size), places).min(within, keepdims=True)
+    first = jnp.where(below, jnp.int32(count), places).min(within, keepdims=True)
     zero = jnp.zeros((), source.dtype)
     whole = jnp.where(first == places, source.reshape(first.shape), zero)
     whole = whole.reshape([count * size for count, size in zip(source.shape, sizes, strict=True)])

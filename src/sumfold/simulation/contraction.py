@@ -8,6 +8,7 @@ axes lie side by side in both operands, in the same order, they are one axis of 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,4 +42,5 @@ def joined(dimension_numbers: Any) -> bool:
 
 
 def _one(x: Any, axes: Sequence[int]) -> Any:
-    return x.reshape(*x.shape[: min(axes)], -1, *x.shape[max(axes) + 1 :])
+    first, last = min(axes), max(axes) + 1
+    return x.reshape(*x.shape[:first], math.prod(x.shape[first:last]), *x.shape[last:])

@@ -23,7 +23,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -38,7 +38,7 @@ benchmarks/convolutions.py. On volumes it always is: XLA computes those place by
 _LINE = 48
 """Numbers of a line of a window from which each line has a product of its own, and is not copied beside the others."""
 _NUMBERS = 1 << 22
-"""Numbers of a matrix of patches beyond which it leaves every cache, and the batch is computed in parts."""
+"""Numbers of a matrix of patches beyond which it leaves every cache, and is made and multiplied in parts."""
 
 
 def convolved(x: Any, w: Any, params: dict[str, Any], results: Sequence[int]) -> Any | None:
@@ -59,19 +59,14 @@ def convolved(x: Any, w: Any, params: dict[str, Any], results: Sequence[int]) ->
         if any(step != 1 for step in apart) or not _pays(w.shape, holes):
             return None
         x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *space, (0, 0, 0)])
-        parts = _split(_numbers(len(x), w.shape, results, strides), x)
-        product = functools.partial(_product, w=w, results=results, strides=strides)
-        return product(x) if parts is None else lax.map(product, parts[0]).reshape(len(x), *results, w.shape[-1])
+        return _products(x, w, results, strides)
     # The gradient by a filter: batch and channels have changed places, and so have strides and dilation.
     filters = (*results, len(x), w.shape[-1])
     if any(step != 1 for step in strides) or not _pays(filters, holes):
         return None
     x, g = jnp.swapaxes(x, 0, -1), jnp.moveaxis(w, -2, 0)
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *space, (0, 0, 0)])
-    parts = _split(_numbers(len(x), filters, window, apart), x, g)
-    gradient = functools.partial(_gradient, window=results, strides=apart)
-    total = gradient(x, g) if parts is None else lax.map(lambda part: gradient(*part), parts).sum(0)
-    return jnp.moveaxis(total, -2, 0)
+    return jnp.moveaxis(_gradients(x, g, results, apart), -2, 0)
 
 
 def _pays(filters: Sequence[int], holes: bool) -> bool:
@@ -80,19 +75,59 @@ def _pays(filters: Sequence[int], holes: bool) -> bool:
     return len(window) > 2 or (not holes and into <= _INTO and out <= _OUT and into * out <= _PAIRS)
 
 
-def _numbers(batch: int, filters: Sequence[int], results: Sequence[int], strides: Sequence[int]) -> int:
-    """How many numbers a batch's matrix of patches has, of filters [window, C, O] with so many results."""
+class _Parts(NamedTuple):
+    """A batch cut in parts with small matrices of patches, each of so many examples and rows of their results."""
+
+    number: int
+    rows_each: int
+    examples: int
+    rows: int
+
+    def of(self, x: Any, i: Any, window: int = 1, step: int = 1) -> Any:
+        """What part `i` sees of x [N, rows, …] with a window of so many rows."""
+        first, row = i // self.rows_each * self.examples, i % self.rows_each * self.rows * step
+        x = lax.dynamic_slice_in_dim(x, first, self.examples)
+        return lax.dynamic_slice_in_dim(x, row, (self.rows - 1) * step + window, axis=1)
+
+
+def _parts(batch: int, filters: Sequence[int], results: Sequence[int], strides: Sequence[int]) -> _Parts:
     *window, into, out = filters
     together = _together(window[-1], results[-1], out)
     places = math.prod(window[:-1]) * ((together - 1) * strides[-1] + window[-1])
-    return batch * math.prod(results[:-1]) * -(-results[-1] // together) * places * into
+    numbers = batch * math.prod(results[:-1]) * -(-results[-1] // together) * places * into
+    of_batch = _divisor(batch, numbers / _NUMBERS)
+    of_rows = _divisor(results[0], numbers / _NUMBERS / batch) if of_batch == batch else 1
+    return _Parts(of_batch * of_rows, of_rows, batch // of_batch, results[0] // of_rows)
 
 
-def _split(numbers: int, *arrays: Any) -> tuple[Any, ...] | None:
-    """The batch in equal parts, whose matrices of patches are small enough; None if it is so already."""
-    batch = len(arrays[0])
-    parts = next(n for n in range(1, batch + 1) if n == batch or (batch % n == 0 and numbers <= n * _NUMBERS))
-    return None if parts == 1 else tuple(a.reshape(parts, batch // parts, *a.shape[1:]) for a in arrays)
+def _divisor(length: int, least: float) -> int:
+    """The least number that divides a length into equal parts, and is not less than asked for where there is one."""
+    return next(n for n in range(1, length + 1) if length % n == 0 and (n >= least or n == length))
+
+
+def _products(x: Any, w: Any, results: Sequence[int], strides: Sequence[int]) -> Any:
+    """`_product`, in parts if need be."""
+    parts = _parts(len(x), w.shape, results, strides)
+    if parts.number == 1:
+        return _product(x, w, results, strides)
+
+    def one(i: Any) -> Any:
+        return _product(parts.of(x, i, w.shape[0], strides[0]), w, (parts.rows, *results[1:]), strides)
+
+    return lax.map(one, jnp.arange(parts.number)).reshape(len(x), *results, w.shape[-1])
+
+
+def _gradients(x: Any, g: Any, window: Sequence[int], strides: Sequence[int]) -> Any:
+    """`_gradient`, in parts if need be."""
+    filters = (*window, x.shape[-1], g.shape[-1])
+    parts = _parts(len(x), filters, g.shape[1:-1], strides)
+    if parts.number == 1:
+        return _gradient(x, g, window, strides)
+
+    def one(total: Any, i: Any) -> Any:
+        return total + _gradient(parts.of(x, i, window[0], strides[0]), parts.of(g, i), window, strides), None
+
+    return lax.scan(one, jnp.zeros(filters, g.dtype), jnp.arange(parts.number))[0]
 
 
 def _product(x: Any, w: Any, results: Sequence[int], strides: Sequence[int]) -> Any:

@@ -167,7 +167,7 @@ def _turned(body: Any, number: int, places: int) -> tuple[list[Equation], list[_
         if equation.primitive.name != "dot_general" or isinstance(weights, jaxprs.Literal) or weights not in still:
             continue
         (over, under), batch = equation.params["dimension_numbers"]
-        if weights.aval.ndim == 2 and under == (1,):
+        if weights.aval.ndim == 2 and under == (1,) and not any(batch):
             operands, numbers = [equation.invars[0], _Turned(weights)], ((over, (0,)), batch)
             equations[i] = equation.replace(invars=operands, params={**equation.params, "dimension_numbers": numbers})
             found[operands[1]] = None
