@@ -223,6 +223,15 @@ def test_an_evaluation_that_fails_is_the_error_that_is_seen(tmp_path, states, mo
     assert [entry["round"] for entry in again.evaluations] == [1, 3]
 
 
+def test_the_state_before_an_evaluation_that_fails_is_saved_where_it_was_not_on_disk(tmp_path, monkeypatch):
+    process = fed_adam()
+    monkeypatch.setattr(type(process.model), "evaluate", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(process, evaluate=(X, Y), evaluate_every=2, checkpoint=tmp_path, checkpoint_every=4)
+    saved = sf.load(next(tmp_path.glob("round-00000001.safetensors")))
+    same(jax.tree.leaves(saved.algorithm), jax.tree.leaves(by_next(process)[1][1].algorithm))
+
+
 def test_rounds_leave_no_arrays_behind(monkeypatch):
     process, live, call = fed_adam(), [], Rounds.__call__
 
