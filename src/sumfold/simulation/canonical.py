@@ -256,13 +256,6 @@ def _results(x: Any, w: Any, params: dict[str, Any]) -> list[int]:
     return [(n - span) // s + 1 for n, span, s in zip(lengths, spans, params["window_strides"], strict=True)]
 
 
-def _padded(x: Any, params: dict[str, Any]) -> Any:
-    """The operand with its padding and the holes in it."""
-    around = zip(params["padding"], params["lhs_dilation"], strict=True)
-    space = [(low, high, hole - 1) for (low, high), hole in around]
-    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *space, (0, 0, 0)])
-
-
 def _product(x: Any, w: Any, params: dict[str, Any]) -> Any | None:
     """A window of one place, or a result of one place, is a matrix product; None of anything else."""
     if params["feature_group_count"] > 1 or params["batch_group_count"] > 1:
@@ -270,7 +263,7 @@ def _product(x: Any, w: Any, params: dict[str, Any]) -> Any | None:
     window = w.shape[:-2]
     over: tuple[int, ...]
     under: tuple[int, ...]
-    padded, results = _padded(x, params), _results(x, w, params)
+    padded, results = patches.padded(x, params), _results(x, w, params)
     if math.prod(window) == 1:
         stops = [(n - 1) * s + 1 for n, s in zip(results, params["window_strides"], strict=True)]
         taken = lax.slice(padded, [0] * x.ndim, [len(x), *stops, x.shape[-1]], [1, *params["window_strides"], 1])
@@ -298,7 +291,7 @@ def _by_channel(x: Any, w: Any, params: dict[str, Any]) -> Any:
     # Small floats are summed in float32, as a convolution sums them.
     wide = jnp.float32 if jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4 else dtype
     results = _results(x, w, params)
-    x = _padded(x, params)
+    x = patches.padded(x, params)
     window, strides, apart = w.shape[:-2], params["window_strides"], params["rhs_dilation"]
     by_filter = params["batch_group_count"] > 1  # batch and channels have changed places
     if by_filter:

@@ -26,7 +26,7 @@ from jax import lax
 
 from sumfold import tree
 from sumfold.core.compiled import compiled
-from sumfold.simulation.inlined import Equation, Variable, computed, inlined, is_literal, read
+from sumfold.simulation.inlined import BY_ELEMENT, Equation, Variable, computed, inlined, is_literal, read
 from sumfold.tree import Tree
 
 __all__ = ["InPlace"]
@@ -34,15 +34,7 @@ __all__ = ["InPlace"]
 _SMALL = 1 << 14
 """Numbers up to which an array is decided with all the others."""
 
-# fmt: off
-_BY_ELEMENT = frozenset({
-    "abs", "add", "and", "atan2", "broadcast_in_dim", "cbrt", "ceil", "clamp", "convert_element_type", "copy",
-    "copy_p", "cos", "div", "eq", "exp", "exp2", "expm1", "floor", "ge", "gt", "integer_pow", "is_finite", "le",
-    "log", "log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg", "nextafter", "not", "or", "pow", "real",
-    "imag", "rem", "reshape", "round", "rsqrt", "select_n", "sign", "sin", "sqrt", "square", "squeeze", "sub",
-    "tan", "tanh", "xor",
-})
-# fmt: on
+_BY_ELEMENT = BY_ELEMENT | {"broadcast_in_dim", "reshape", "squeeze"}
 """Operations that cost no more than reading what they take."""
 
 

@@ -8,11 +8,20 @@ from typing import Any, TypeAlias
 import jax
 from jax.extend import core as jaxprs
 
-__all__ = ["Equation", "Variable", "computed", "inlined", "is_literal", "read"]
+__all__ = ["BY_ELEMENT", "Equation", "Variable", "computed", "inlined", "is_literal", "read"]
 
 Equation: TypeAlias = Any
 Variable: TypeAlias = Any
 
+# fmt: off
+BY_ELEMENT = frozenset({
+    "abs", "add", "add_any", "and", "atan2", "cbrt", "ceil", "clamp", "convert_element_type", "copy", "copy_p", "cos",
+    "div", "eq", "exp", "exp2", "expm1", "floor", "ge", "gt", "integer_pow", "is_finite", "le", "log", "log1p",
+    "logistic", "lt", "max", "min", "mul", "ne", "neg", "nextafter", "not", "or", "pow", "real", "imag", "rem",
+    "round", "rsqrt", "select_n", "sign", "sin", "sqrt", "square", "sub", "tan", "tanh", "xor",
+})
+# fmt: on
+"""Operations that compute each number of their result from the numbers at its place."""
 _CALLS = frozenset({"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"})
 
 

@@ -30,7 +30,7 @@ from jax import lax
 
 from sumfold.simulation.winograd import ordinary
 
-__all__ = ["convolved"]
+__all__ = ["convolved", "padded"]
 
 _PAIRS, _INTO, _OUT = 128, 16, 32
 """Pairs of channels, channels, and channels of the result, up to which it is faster on lines and on images, see
@@ -52,21 +52,24 @@ def convolved(x: Any, w: Any, params: dict[str, Any], results: Sequence[int]) ->
     strides, apart, window = params["window_strides"], params["rhs_dilation"], w.shape[:-2]
     if not ordinary(x, w, params):
         return None
-    around = zip(params["padding"], params["lhs_dilation"], strict=True)
-    space = [(low, high, hole - 1) for (low, high), hole in around]
-    holes = any(hole for _, _, hole in space)
+    holes = any(hole != 1 for hole in params["lhs_dilation"])
     if math.prod(window) <= math.prod(results):
         if any(step != 1 for step in apart) or not _pays(w.shape, holes):
             return None
-        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *space, (0, 0, 0)])
-        return _products(x, w, results, strides)
+        return _products(padded(x, params), w, results, strides)
     # The gradient by a filter: batch and channels have changed places, and so have strides and dilation.
     filters = (*results, len(x), w.shape[-1])
     if any(step != 1 for step in strides) or not _pays(filters, holes):
         return None
-    x, g = jnp.swapaxes(x, 0, -1), jnp.moveaxis(w, -2, 0)
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *space, (0, 0, 0)])
+    x, g = padded(jnp.swapaxes(x, 0, -1), params), jnp.moveaxis(w, -2, 0)
     return jnp.moveaxis(_gradients(x, g, results, apart), -2, 0)
+
+
+def padded(x: Any, params: dict[str, Any]) -> Any:
+    """The operand [N, space, C] with its padding and the holes in it."""
+    around = zip(params["padding"], params["lhs_dilation"], strict=True)
+    space = [(low, high, hole - 1) for (low, high), hole in around]
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *space, (0, 0, 0)])
 
 
 def _pays(filters: Sequence[int], holes: bool) -> bool:

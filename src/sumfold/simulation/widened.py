@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 
 from sumfold import tree
-from sumfold.simulation.inlined import Equation, Variable, inlined, is_literal, read
+from sumfold.simulation.inlined import BY_ELEMENT, Equation, Variable, inlined, is_literal, read
 from sumfold.tree import Leaf, Tree
 
 __all__ = ["repeated"]
@@ -32,14 +32,6 @@ _LARGE = 1 << 14
 """Numbers of a matrix from which it is widened."""
 _WASTE = 1.34
 """By how much more numbers at most."""
-
-# fmt: off
-_BY_ELEMENT = frozenset({
-    "abs", "add", "add_any", "convert_element_type", "copy", "copy_p", "div", "eq", "exp", "ge", "gt", "integer_pow",
-    "le", "log", "lt", "max", "min", "mul", "ne", "neg", "pow", "rsqrt", "select_n", "sign", "sqrt", "square", "sub",
-    "tanh",
-})
-# fmt: on
 
 
 class _Plan(NamedTuple):
@@ -136,7 +128,7 @@ def _chain(end: Any, shape: Sequence[int], made: dict[Variable, Equation], state
         equation = made.get(atom)
         if equation is None:
             continue  # what stays the same in the loop is widened before it
-        if equation.primitive.name in _BY_ELEMENT:
+        if equation.primitive.name in BY_ELEMENT:
             waiting += equation.invars
         elif not (_product(equation, made) or _spread(equation)):
             return None
