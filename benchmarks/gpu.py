@@ -1,9 +1,10 @@
-"""The engine on an accelerator: kernels and lanes on W1, W2 and W4, each in a process of its own.
+"""The engine on a GPU: kernels and numbers of lanes on W1, W2 and W4, and PyTorch by hand beside them.
 
-    python benchmarks/gpu.py [--lanes 4 8 16 32 64] [--repeats 3] [--out gpu.jsonl]
+    python benchmarks/gpu.py [--workload w1 w2] [--lanes 4 8 16 32 64] [--repeats 3] [--out gpu.jsonl]
 
-Prints the median round of the sequential stream, of so many lanes, and of what the engine chooses by itself. It runs on
-a CPU too, where it says so: those are then no numbers of an accelerator.
+Prints the median round of the sequential stream, of so many lanes, of what the engine chooses by itself, and of loops
+in PyTorch on the same GPU; every run is a process of its own. ``--platform cpu`` shows that everything runs: no numbers
+of a GPU.
 """
 
 import argparse
@@ -12,39 +13,51 @@ import subprocess
 import sys
 from statistics import median
 
-import jax
 
-
-def lines(workload: str, repeats: int, *options: str) -> list[dict]:
+def lines(workload: str, contestant: str, given: argparse.Namespace, *options: str) -> list[dict]:
     """The runs of one setting, as `sumfold bench` reports them."""
-    command = [sys.executable, "-m", "sumfold", "bench", "--json", "--contestant", "sumfold", "--workload", workload]
-    command += ["--repeats", str(repeats), *(word for option in options for word in ("--option", option))]
+    command = [sys.executable, "-m", "sumfold", "bench", "--json", "--contestant", contestant, "--workload", workload]
+    command += ["--platform", given.platform, "--repeats", str(given.repeats)]
+    command += [word for option in options for word in ("--option", option)]
+    command += [
+        word for name in ("peers", "cache") if getattr(given, name) for word in (f"--{name}", given.__dict__[name])
+    ]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return [line for line in found if line.get("seconds")]
+    return [line for line in map(json.loads, done.stdout.splitlines()) if "workload" in line]
+
+
+def told(setting: str, ran: list[dict]) -> str:
+    """One line for people."""
+    rounds = [1e3 * second for line in ran for second in line.get("seconds", ())[2:]]
+    if not rounds:
+        return f"{setting:18}  {ran[0]['error'] if ran else 'did not run'}"
+    return (
+        f"{setting:18} {median(rounds):9.2f} ms a round, first {ran[0]['seconds'][0]:6.2f} s, loss {ran[0]['loss']:.6g}"
+    )
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--platform", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--lanes", type=int, nargs="*", default=[4, 8, 16, 32, 64])
     parser.add_argument("--workload", nargs="*", default=["w1", "w2", "w4"])
+    parser.add_argument("--contestant", nargs="*", default=["torch", "torch-vectorised"])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--peers", metavar="DIR", help="as in `sumfold bench`")
+    parser.add_argument("--cache", metavar="DIR", help="as in `sumfold bench`")
     parser.add_argument("--out", default="")
     given = parser.parse_args()
-    device = jax.devices()[0]
-    print(f"{device.device_kind} ({device.platform}), jax {jax.__version__}", flush=True)
-    settings = {"chosen": (), "sequential": ("kernel=sequential",)}
-    settings |= {f"{number} lanes": (f"lanes={number}",) for number in given.lanes}
+    settings = {"chosen": ("sumfold",), "sequential": ("sumfold", "kernel=sequential")}
+    settings |= {f"{number} lanes": ("sumfold", f"lanes={number}") for number in given.lanes}
+    settings |= {name: (name,) for name in given.contestant}
     kept = []
     for workload in given.workload:
-        for name, options in settings.items():
-            ran = lines(workload, given.repeats, *options)
-            kept += [{**line, "setting": name, "device": device.device_kind} for line in ran]
-            rounds = [1e3 * second for line in ran for second in line["seconds"][2:]]
-            print(
-                f"{workload}  {name:12}  {f'{median(rounds):9.2f} ms a round' if rounds else 'did not run'}", flush=True
-            )
+        for setting, (contestant, *options) in settings.items():
+            ran = lines(workload, contestant, given, *options)
+            kept += [{**line, "setting": setting} for line in ran]
+            print(f"{workload:4} {told(setting, ran)}", flush=True)
+    print(*dict.fromkeys(f"{line['device']}: {line['versions']}" for line in kept if line.get("device")), sep="\n")
     if given.out:
         with open(given.out, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in kept)

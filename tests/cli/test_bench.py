@@ -96,6 +96,18 @@ def test_what_a_contestant_leaves_behind_is_ended(scripted, tmp_path) -> None:
         assert not alive
 
 
+def test_on_a_gpu_those_who_can_use_it_are_told_to(sumfold, scripted, tmp_path) -> None:
+    told = "import os, sys, json; given = ' '.join(sys.argv)\nassert {}, given\n"
+    scripted("sumfold", told.format("os.environ['JAX_PLATFORMS'] == 'cuda,cpu'") + LINE % (0.5, 1.0))
+    scripted("torch", told.format("'--option=device=cuda' in given") + LINE % (0.5, 1.0))
+    scripted("fedjax", LINE % (0.5, 1.0))
+    words = [word for name in ("sumfold", "torch", "fedjax") for word in ("--contestant", name)]
+    result = sumfold("bench", *SMALL, *words, "--cache", tmp_path, "--platform", "cuda", "--json")
+    *runs, last = [json.loads(line) for line in result.stdout.splitlines()]
+    assert {run["contestant"] for run in runs} == {"sumfold", "torch"}
+    assert [row["note"] for row in last["tables"]["w4"]] == ["", ""]
+
+
 def test_sumfold_in_error_is_a_failure(sumfold, scripted, tmp_path) -> None:
     scripted("sumfold", "raise SystemExit(3)")
     result = sumfold("bench", *SMALL, "--contestant", "sumfold", "--cache", tmp_path)
@@ -122,6 +134,7 @@ def test_what_is_missing_is_told(sumfold, scripted, tmp_path, monkeypatch) -> No
         (("--contestant", "tensorfold"), "SF-CLI-010", "--contestant tensorfold; needed: one of sumfold, train,"),
         (("--workload", "shakespeare"), "SF-CLI-011", "the workload shakespeare without --data"),
         (("--workload", "shakespeare", "--data", "none.gz"), "SF-CLI-011", "--data none.gz; needed: the file of plays"),
+        (("--platform", "gpu"), "SF-CLI-038", "--platform gpu; needed: one of cpu, cuda"),
         (("--option", "streams"), "SF-CLI-012", "--option streams; needed: name=value"),
     ],
 )

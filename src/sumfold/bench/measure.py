@@ -48,6 +48,7 @@ class Plan(NamedTuple):
         quick: small populations.
         options: of the Sumfold contestants, ``name=value``.
         limit: seconds of one run; what takes longer did not finish.
+        platform: one of `sumfold.bench.peers.PLATFORMS`; contestants that cannot compute there are left out.
     """
 
     workloads: Sequence[str]
@@ -60,6 +61,13 @@ class Plan(NamedTuple):
     quick: bool = False
     options: Sequence[str] = ()
     limit: float = 600.0
+    platform: str = "cpu"
+
+    def able(self, workload: str) -> list[Contestant]:
+        """The contestants that can do a workload here."""
+        named = (CONTESTANTS[name] for name in self.contestants)
+        here = (one for one in named if workload in one.workloads and self.platform in one.platforms)
+        return [one for one in here if python_of(one, self.environments)]
 
 
 class Row(NamedTuple):
@@ -92,11 +100,7 @@ def measured(plan: Plan) -> Iterator[dict[str, Any]]:
     for workload in plan.workloads:
         made = quick(WORKLOADS[workload]) if plan.quick else WORKLOADS[workload]
         load(made, plan.data, plan.plays)  # so that nobody's first round has to make the data
-        able = [
-            CONTESTANTS[name]
-            for name in plan.contestants
-            if workload in CONTESTANTS[name].workloads and python_of(CONTESTANTS[name], plan.environments)
-        ]
+        able = plan.able(workload)
         for repeat in range(plan.repeats):
             turn = repeat % max(len(able), 1)
             for contestant in able[turn:] + able[:turn]:
@@ -106,14 +110,17 @@ def measured(plan: Plan) -> Iterator[dict[str, Any]]:
 def run(plan: Plan, workload: str, contestant: Contestant) -> dict[str, Any]:
     """One run in a process of its own, and its line; ``error`` in it says why there are no numbers."""
     python = python_of(contestant, plan.environments)
-    options = (*contestant.options, *(plan.options if contestant.script == "sumfold_.py" else ()))
+    ours = contestant.script == "sumfold_.py"
+    options = (*contestant.options, *(plan.options if ours else ()))
+    options += () if ours or plan.platform == "cpu" else (f"device={plan.platform}",)
     command = [str(python), str(HERE / "contestants" / contestant.script), "--workload", workload]
     command += ["--folder", str(plan.data), *(f"--option={option}" for option in options)]
     command += ["--rounds", str(plan.rounds)] if plan.rounds else []
     command += ["--data", str(plan.plays)] if plan.plays else []
     command += ["--quick"] if plan.quick else []
     told: dict[str, Any] = {"contestant": contestant.name, "workload": workload, "load": _load()}
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "jax"}
+    platforms = ",".join(dict.fromkeys((plan.platform, "cpu")))
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": platforms, "KERAS_BACKEND": "jax"}
     environment["SUMFOLD_BENCH_STARTED"] = repr(time.time())
     with (
         tempfile.TemporaryFile("w+", errors="replace") as output,

@@ -8,9 +8,12 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["CONTESTANTS", "Contestant", "folder", "missing", "python_of"]
+__all__ = ["CONTESTANTS", "PLATFORMS", "Contestant", "folder", "missing", "python_of"]
 
 HERE = Path(__file__).resolve().parent
+
+PLATFORMS = ("cpu", "cuda")
+"""Where contestants may compute, as JAX names it; ``cuda`` is the first GPU."""
 
 _LINEAR = ("w1", "w4", "w4b", "w4c", "w4d")
 _IMAGES = ("w1", "w2", "w3", "w3b")
@@ -29,6 +32,7 @@ class Contestant(NamedTuple):
         workloads: those that it can do in reasonable time.
         options: of the script.
         usual: whether it runs when no contestant is named.
+        platforms: those of `PLATFORMS` on which it can compute.
     """
 
     name: str
@@ -39,6 +43,7 @@ class Contestant(NamedTuple):
     workloads: Collection[str]
     options: tuple[str, ...] = ()
     usual: bool = True
+    platforms: tuple[str, ...] = ("cpu",)
 
 
 _EVERY = (*_IMAGES, *_LINEAR[1:], *_TEXT, *_SUMS)
@@ -47,21 +52,30 @@ _SMALL = (*_IMAGES, "w4", "w4b", *_TEXT)
 CONTESTANTS: dict[str, Contestant] = {
     c.name: c
     for c in (
-        Contestant("sumfold", "Sumfold", "sumfold_.py", "", "sumfold", _EVERY),
-        Contestant(
-            "train", "Sumfold, sf.train", "sumfold_.py", "", "sumfold", (*_SMALL, "w4c"), ("loop=train",), False
+        Contestant("sumfold", "Sumfold", "sumfold_.py", "", "sumfold", _EVERY, platforms=PLATFORMS),
+        *(
+            Contestant(name, f"Sumfold, {title}", "sumfold_.py", "", package, work, (option,), False, PLATFORMS)
+            for name, title, package, work, option in (
+                ("train", "sf.train", "sumfold", (*_SMALL, "w4c"), "loop=train"),
+                ("flax", "model in Flax", "flax", ("w2",), "model=flax"),
+                ("keras", "model in Keras", "keras", ("w2",), "model=keras"),
+                ("equinox", "model in Equinox", "equinox", ("w2",), "model=equinox"),
+            )
         ),
-        Contestant("flax", "Sumfold, model in Flax", "sumfold_.py", "", "flax", ("w2",), ("model=flax",), False),
-        Contestant("keras", "Sumfold, model in Keras", "sumfold_.py", "", "keras", ("w2",), ("model=keras",), False),
         Contestant(
-            "equinox", "Sumfold, model in Equinox", "sumfold_.py", "", "equinox", ("w2",), ("model=equinox",), False
+            "torch", "PyTorch by hand, 1 process", "torch_loop.py", "torch", "torch", _SMALL, platforms=PLATFORMS
         ),
-        Contestant("torch", "PyTorch by hand, 1 process", "torch_loop.py", "torch", "torch", _SMALL),
         Contestant(
             "torch-processes", "PyTorch by hand, a process a core", "torch_processes.py", "torch", "torch", _SMALL
         ),
         Contestant(
-            "torch-vectorised", "PyTorch by hand, clients abreast", "torch_vectorised.py", "torch", "torch", _LINEAR
+            "torch-vectorised",
+            "PyTorch by hand, clients abreast",
+            "torch_vectorised.py",
+            "torch",
+            "torch",
+            _LINEAR,
+            platforms=PLATFORMS,
         ),
         Contestant("fedjax", "FedJAX", "fedjax_.py", "fedjax", "fedjax", _SMALL),
         Contestant("pfl", "pfl-research, 1 process", "pfl_.py", "pfl", "pfl", _SMALL),

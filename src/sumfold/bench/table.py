@@ -77,6 +77,7 @@ def _circumstances(lines: Sequence[Mapping[str, Any]], machine: Mapping[str, Any
     for line in lines:
         for name, version in line.get("versions", {}).items():
             versions.setdefault(name, {})[version] = None
+    devices = dict.fromkeys(line["device"] for line in lines if line.get("device"))
     loads = [line["load"] for line in lines if line.get("load") is not None]
     repeats = 1 + max((line.get("repeat", 0) for line in lines), default=0)
     return [
@@ -91,5 +92,6 @@ def _circumstances(lines: Sequence[Mapping[str, Any]], machine: Mapping[str, Any
         if loads
         else f"- repeats: {repeats}",
         *(f"- {name.replace('_', ' ')}: {value}" for name, value in machine.items() if value),
+        *(f"- device: {device}" for device in devices),
         "- versions: " + ", ".join(f"{name} {' and '.join(found)}" for name, found in sorted(versions.items())),
     ]

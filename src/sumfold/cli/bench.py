@@ -43,6 +43,9 @@ def bench(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="For Sumfold: of sf.Simulation, or loop=train, examples=uint8."),
     ] = None,
+    platform: Annotated[
+        str, typer.Option(help="Where to compute: cpu, or cuda for the first GPU and those who can use it.")
+    ] = "cpu",
     limit: Annotated[float, typer.Option(min=1, help="Seconds for one run.")] = 600,
     quick: Annotated[bool, typer.Option("--quick", help="Small populations: does everything run?")] = False,
     out: Annotated[
@@ -57,7 +60,7 @@ def bench(
 
     Example: sumfold bench --workload w1 --workload w4 --repeats 5 --out RESULTS.md
     """
-    plan = _plan(workload, contestant, repeats, rounds, peers, cache, data, option, limit, quick)
+    plan = _plan(workload, contestant, repeats, rounds, peers, cache, data, option, limit, quick, platform)
     if out is not None:
         writable(out.parent)
     absent = _absent(plan, named=bool(contestant))
@@ -86,20 +89,20 @@ def _plan(
     option: Sequence[str] | None,
     limit: float,
     quick: bool,
+    platform: str,
 ) -> Plan:
     """What the user typed, checked."""
     from sumfold.bench.measure import Plan
-    from sumfold.bench.peers import CONTESTANTS, folder
+    from sumfold.bench.peers import CONTESTANTS, PLATFORMS, folder
     from sumfold.bench.workloads import WORKLOADS
 
     for given, known, name, code in (
         (workload, WORKLOADS, "workload", "SF-CLI-009"),
         (contestant, CONTESTANTS, "contestant", "SF-CLI-010"),
+        ((platform,), PLATFORMS, "platform", "SF-CLI-038"),
     ):
         if unknown := [one for one in given or () if one not in known]:
-            raise CompositionError(
-                code, f"--{name} {unknown[0]}", f"one of {', '.join(known)}", "check the spelling; it may be repeated"
-            )
+            raise CompositionError(code, f"--{name} {unknown[0]}", f"one of {', '.join(known)}", "check the spelling")
     wanted = tuple(dict.fromkeys(workload or _USUAL))
     if "shakespeare" in wanted and (data is None or not data.is_file()):
         raise CompositionError(
@@ -124,6 +127,7 @@ def _plan(
         quick,
         tuple(option or ()),
         limit,
+        platform,
     )
 
 
@@ -131,7 +135,8 @@ def _absent(plan: Plan, named: bool) -> dict[str, str]:
     """Who cannot run here and how to change it, said once before the start."""
     from sumfold.bench.peers import CONTESTANTS, missing
 
-    able = [name for name in plan.contestants if set(CONTESTANTS[name].workloads) & set(plan.workloads)]
+    named_ = (CONTESTANTS[name] for name in plan.contestants)
+    able = [one.name for one in named_ if set(one.workloads) & set(plan.workloads) and plan.platform in one.platforms]
     absent = dict(missing(able, plan.environments))
     for name, command in absent.items():
         sys.stderr.write(f"not installed: {name}. To get it: {command}\n")

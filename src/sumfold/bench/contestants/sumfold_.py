@@ -49,13 +49,15 @@ else:
             jax.block_until_ready(state.algorithm)
         told.append(metrics)
 
+device = jax.devices()[0]
 train = [metrics["client_work"]["train"] for metrics in told]
 leave(
     game,
     sumfold_models.final_loss(game, process, state, written),
     {"sumfold": sf.__version__, "jax": jax.__version__},
-    gemm(sumfold_models.product) if game.workload.flops else None,
+    gemm(sumfold_models.product) if game.workload.flops and device.platform == "cpu" else None,
     examples=[int(row["num_examples"]) for row in train],
     steps=[int(row["num_batches"]) for row in train],
-    triad_gbs=None if game.workload.flops else triad(game, sumfold_models.triad),
+    triad_gbs=None if game.workload.flops or device.platform != "cpu" else triad(game, sumfold_models.triad),
+    device=device.device_kind if device.platform != "cpu" else "",
 )

@@ -19,7 +19,7 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from stopwatch import Game
 
-__all__ = ["Net", "floats", "images", "loss", "net", "predictor", "product", "to_torch"]
+__all__ = ["Net", "finished", "floats", "images", "loss", "named", "net", "predictor", "product", "room", "to_torch"]
 
 Weights = dict[str, Tensor]
 
@@ -57,6 +57,22 @@ def net(model: str, start: dict[str, NDArray[np.float32]], flat: Tensor | None =
         weights[name] = view.detach().requires_grad_()
         at += a.numel()
     return Net(flat, weights, predictor(model))
+
+
+def room(start: dict[str, NDArray[np.float32]], place: torch.device) -> Tensor:
+    """A buffer for a model's weights."""
+    return torch.empty(sum(a.size for a in start.values()), device=place)
+
+
+def finished(place: torch.device) -> None:
+    """Wait for what was asked of a device."""
+    if place.type == "cuda":
+        torch.cuda.synchronize(place)
+
+
+def named(place: torch.device) -> str:
+    """What a GPU calls itself; of the CPU the machine tells."""
+    return torch.cuda.get_device_name(place) if place.type == "cuda" else ""
 
 
 def to_torch(model: str, name: str, array: NDArray[np.float32]) -> NDArray[np.float32]:

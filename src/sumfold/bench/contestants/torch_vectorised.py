@@ -2,7 +2,8 @@
 
 The weights of some clients at a time (option ``abreast``) lie in one tensor, step t of all of them is two batched
 products and the gradient of softmax regression in closed form, (softmax(x w + b) − onehot(y)) / B. Clients with the
-most steps come first, so that those still at work are a prefix; short batches have rows of weight zero.
+most steps come first, so that those still at work are a prefix; short batches have rows of weight zero. Option
+``device``: of the arithmetic; data and orders lie there before the clock starts.
 """
 
 from stopwatch import CORES, enter, gemm, leave, ready, turn
@@ -16,10 +17,11 @@ import torch_models
 torch.set_num_threads(game.options.get("threads", CORES))
 work = game.workload
 abreast = game.options.get("abreast", 20 if work.model == "logistic" else 1000)
+place = torch.device(game.options.get("device", "cpu"))
 ready(game)
 
-x, y = torch_models.floats(game), torch.from_numpy(game.data.y.astype("int64"))
-w, b = (torch.from_numpy(game.weights[name].copy()) for name in ("w", "b"))
+x, y = torch_models.floats(game).to(place), torch.from_numpy(game.data.y.astype("int64")).to(place)
+w, b = (torch.from_numpy(game.weights[name].copy()).to(place) for name in ("w", "b"))
 
 
 def prepared(number):
@@ -35,13 +37,13 @@ def prepared(number):
         clients, steps = sorted_[at : at + abreast], []
         for t in range(int(order.steps[clients[0]])):
             batch = first[clients[order.steps[clients] > t]] + t
-            place = (ends - order.sizes)[batch][:, None] + np.arange(width)
+            within = (ends - order.sizes)[batch][:, None] + np.arange(width)
             live = np.arange(width) < order.sizes[batch][:, None]
-            rows = order.rows[np.where(live, place, place[:, :1])]
+            rows = order.rows[np.where(live, within, within[:, :1])]
             share = live / order.sizes[batch][:, None]
-            full = bool(live.all())
-            steps.append((torch.from_numpy(rows), None if full else torch.from_numpy(share.astype(np.float32))))
-        groups.append((torch.from_numpy((counts[clients] / counts.sum()).astype(np.float32)), steps))
+            live_share = None if live.all() else torch.from_numpy(share.astype(np.float32)).to(place)
+            steps.append((torch.from_numpy(rows).to(place), live_share))
+        groups.append((torch.from_numpy((counts[clients] / counts.sum()).astype(np.float32)).to(place), steps))
     return groups
 
 
@@ -62,8 +64,10 @@ for number in game.rounds:
             sum_w.add_(torch.mv(many_w.flatten(1).T, share).view_as(w))
             sum_b.add_(share @ many_b)
         w, b = sum_w, sum_b
+        torch_models.finished(place)
 
 shown, labels = game.evaluation()
-loss = torch_models.loss(torch.from_numpy(shown) @ w + b, torch.from_numpy(labels).long())
+loss = torch_models.loss(torch.from_numpy(shown).to(place) @ w + b, torch.from_numpy(labels).long().to(place))
 torch.set_num_threads(CORES)
-leave(game, loss.item(), {"torch": torch.__version__}, gemm(torch_models.product))
+peak = gemm(torch_models.product) if place.type == "cpu" else None
+leave(game, loss.item(), {"torch": torch.__version__}, peak, device=torch_models.named(place))
