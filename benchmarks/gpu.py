@@ -1,6 +1,6 @@
-"""The engine on a GPU: kernels and numbers of lanes on W1, W2 and W4, and PyTorch by hand beside them.
+"""The engine on a GPU: kernels and numbers of lanes on some workloads, and PyTorch by hand beside them.
 
-    python benchmarks/gpu.py [--workload w1 w2] [--lanes 4 8 16 32 64] [--repeats 3] [--out gpu.jsonl]
+    python benchmarks/gpu.py [--workload w1 w2] [--lanes 8 32 128] [--repeats 3] [--out gpu.jsonl]
 
 Prints the median round of the sequential stream, of so many lanes, of what the engine chooses by itself, and of loops
 in PyTorch on the same GPU; every run is a process of its own. ``--platform cpu`` shows that everything runs: no numbers
@@ -23,7 +23,8 @@ def lines(workload: str, contestant: str, given: argparse.Namespace, *options: s
         word for name in ("peers", "cache") if getattr(given, name) for word in (f"--{name}", given.__dict__[name])
     ]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
-    return [line for line in map(json.loads, done.stdout.splitlines()) if "workload" in line]
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
+    return [line for line in found if "workload" in line]
 
 
 def told(setting: str, ran: list[dict]) -> str:
@@ -40,8 +41,8 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--platform", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--lanes", type=int, nargs="*", default=[4, 8, 16, 32, 64])
-    parser.add_argument("--workload", nargs="*", default=["w1", "w2", "w4"])
+    parser.add_argument("--lanes", type=int, nargs="*", default=[8, 32, 128])
+    parser.add_argument("--workload", nargs="*", default=["w1", "w2", "w3", "w4", "w5"])
     parser.add_argument("--contestant", nargs="*", default=["torch", "torch-vectorised"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peers", metavar="DIR", help="as in `sumfold bench`")

@@ -84,8 +84,9 @@ def test_lanes_waste_little(spread_of_sizes):
 
 def test_the_rule_for_lanes():
     assert [lanes_by_rule(n, "cpu") for n in (100, 610, 4_000, 30_000, 48_670, 1_000_000)] == [128, 128, 32, 4, 0, 0]
-    assert lanes_by_rule(1_000_000, "gpu") == 32
+    assert [lanes_by_rule(n, "gpu") for n in (100, 1_000_000, 1 << 40)] == [1024, 256, 4]
     assert [fitting(128, n) for n in (1, 15, 16, 100, 512, 10_000)] == [0, 0, 4, 16, 128, 128]
+    assert [fitting(128, n, 0.5) for n in (1, 6, 7, 100, 10_000)] == [0, 0, 4, 50, 128]
 
 
 def test_a_plan_has_no_python_object_for_each_client():

@@ -56,6 +56,7 @@ from sumfold.simulation.gang import Gang
 from sumfold.simulation.host import Hosted
 from sumfold.simulation.lanes import lanes
 from sumfold.simulation.meter import Meter
+from sumfold.simulation.packed import Packed, packed
 from sumfold.simulation.pinned import Pinned
 from sumfold.simulation.placement import Placement, Plans, Room
 from sumfold.simulation.recall import Recall, commit
@@ -97,7 +98,8 @@ class Bound:
         self.closing = Closing(round, options.deterministic)
         self.server, self.spending = map(self._metered, (self.closing.server, self.closing.spending))
         self.placement = Placement()
-        self.compiled = compiled(self._play)
+        self.packs = jax.default_backend() != "cpu"  # whose arrays need no copy
+        self.compiled, self.unpacking = compiled(self._play), compiled(self._unpacking)
         self.phase = compiled(self._phase, static_argnums=(0, 1), donate_argnums=2, keep_unused=True)
         self.spare = Spare()
         self.merged = compiled(self._merged, static_argnums=0)
@@ -161,8 +163,10 @@ class Bound:
         mine = range(self.gang.rank * streams, (self.gang.rank + 1) * streams)
         ids = [[cohort.client(int(p)) for p in seats.places[s]] if self.recall(state) else [] for s in mine]
         wanted = self.choice.lanes
-        abreast = wanted if self.choice.why.startswith(GIVEN) else fitting(wanted, seats.total // len(seats.places))
-        return Begun(state, cohort, seats, abreast, mine, ids)
+        if not self.choice.why.startswith(GIVEN):
+            evenness = self.placement.evenness(cohort, batchings) if self.devices[0].platform != "cpu" else None
+            wanted = fitting(wanted, seats.total // len(seats.places), evenness)
+        return Begun(state, cohort, seats, wanted, mine, ids)
 
     def _look(self, state: State, cohort: Cohort) -> None:
         """Refuse client work that no program can stand for, before the first round."""
@@ -184,11 +188,15 @@ class Bound:
         with self.meter.span("memory"):
             memories, seen = self.recall.rows(state, begun.ids[0], begun.seats.slots)
         with self.meter.span("clients"):
-            algorithm, stages, metrics, invalid, remembered = _finished(
-                self.compiled(
-                    state.algorithm, state.stages, state.seed, np.int32(state.round), plans, examples, memories, seen
+            given = state.algorithm, state.stages, state.seed, np.int32(state.round)
+            if self.packs:
+                sent = packed((plans, seen))
+                algorithm, stages, told, remembered = _finished(self.unpacking(*given, sent, examples, memories))
+                metrics, invalid = jax.device_get(told).opened()
+            else:
+                algorithm, stages, metrics, invalid, remembered = _finished(
+                    self.compiled(*given, plans, examples, memories, seen)
                 )
-            )
         with self.meter.span("memory"):
             clients = commit(state.clients, [begun.ids], [[remembered]])
         return Outcome(algorithm, stages, clients, metrics, invalid)
@@ -217,6 +225,23 @@ class Bound:
         carried = ((), jnp.ones(len(seen), bool))
         *played, (_, counted) = play(self.round, server_of(self.round), algorithm, stages, seed, number, sigma, carried)
         return *played, (tuple(after), counted)
+
+    def _unpacking(
+        self,
+        algorithm: Tree,
+        stages: Tree,
+        seed: Any,
+        number: Any,
+        sent: Packed,
+        examples: Tree,
+        memories: tuple[Memory, ...],
+    ) -> Any:
+        """`_play`, where what goes and comes takes long for each array."""
+        plans, seen = sent.opened()
+        *standing, metrics, invalid, remembered = self._play(
+            algorithm, stages, seed, number, plans, examples, memories, seen
+        )
+        return *standing, packed((metrics, invalid)), remembered
 
     def _side_by_side(self, begun: Begun, spend: bool) -> Outcome:
         """A program for each stream, or Python functions; the server's programs in between."""

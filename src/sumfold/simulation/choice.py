@@ -2,11 +2,14 @@
 
 The sequential stream needs one copy of the model and no padding; its price is the overhead of a loop for every step.
 Lanes share that overhead among L clients, at L copies of the model and of its gradient: they win while those fit the
-cache, and lose beyond, and they turn convolutions into grouped ones that a CPU computes ten times slower.
+cache, and lose beyond, and they turn convolutions into grouped ones that a CPU computes ten times slower. An
+accelerator idles in most of a step of one client: there they win for all models measured, the more the better, and what
+bounds their number is memory and the longest client (docs/design/0027-accelerators.md).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -44,8 +47,11 @@ _CACHE = 1 << 17
 _TINY, _SMALL = 1 << 10, 1 << 15
 """Parameters below which lanes always win on a CPU, and above which they never did."""
 
-_ABREAST = 32
-"""Lanes on an accelerator: enough to fill it with clients of a small model."""
+_ABREAST, _TOGETHER = 1024, 1 << 28
+"""Lanes on an accelerator at most, and parameters of all of them together."""
+
+_VAST = 1 << 23
+"""Parameters of a model of which a few clients may fill an accelerator: there a trial decides."""
 
 
 class Choice(NamedTuple):
@@ -78,26 +84,39 @@ def lanes_by_rule(parameters: int, platform: str) -> int:
     Example:
         >>> lanes_by_rule(610, "cpu"), lanes_by_rule(8_000, "cpu"), lanes_by_rule(1_000_000, "cpu")
         (128, 16, 0)
+        >>> lanes_by_rule(610, "gpu"), lanes_by_rule(1_000_000, "gpu")
+        (1024, 256)
     """
     if platform != "cpu":
-        return _ABREAST
+        return _power_of_two(max(min(_TOGETHER // max(parameters, 1), _ABREAST), 4))
     return 0 if parameters > _SMALL else _power_of_two(max(min(_CACHE // max(parameters, 1), 128), 4))
 
 
-def fitting(lanes: int, clients: int) -> int:
-    """So many lanes, or fewer for a stream of few clients: with less than four clients a lane too much is padding.
+def fitting(lanes: int, clients: int, evenness: float | None = None) -> int:
+    """So many lanes, or fewer for a stream of few clients.
+
+    With less than four clients a lane too much of a CPU's time is padding. On an accelerator a step takes as long with
+    few lanes as with many, and no stream is shorter than its longest client: it gets the lanes that are all busy until
+    that one ends.
+
+    Args:
+        lanes: at most.
+        clients: of the stream.
+        evenness: on an accelerator, the mean client's steps over the longest's.
 
     Example:
         >>> fitting(128, 1000), fitting(128, 100), fitting(128, 10)
         (128, 16, 0)
+        >>> fitting(128, 100, 1.0), fitting(128, 100, 0.5), fitting(128, 10, 0.3)
+        (100, 50, 0)
     """
-    most = _power_of_two(min(lanes, clients // 4))
+    most = _power_of_two(min(lanes, clients // 4)) if evenness is None else min(lanes, math.ceil(clients * evenness))
     return most if most >= 4 else 0
 
 
 def clear(parameters: int, platform: str) -> bool:
     """Whether the rule alone decides."""
-    return platform == "cpu" and not _TINY < parameters <= _SMALL
+    return not _TINY < parameters <= _SMALL if platform == "cpu" else parameters <= _VAST
 
 
 def model_size(round: Round, state: State) -> int:

@@ -64,11 +64,12 @@ def _by_rule(bound: Bound, state: State, cohort: Cohort, batchings: Sequence[Bat
     wanted = lanes_by_rule(size, platform)
     if options.kernel == "lanes":
         return Choice("lanes", wanted or 4, streams, "kernel given")
-    if not fitting(wanted, number) or (platform == "cpu" and convolves(bound.round, state, cohort)):
+    evenness = bound.placement.evenness(cohort, batchings) if platform != "cpu" else None
+    if not fitting(wanted, number, evenness) or (platform == "cpu" and convolves(bound.round, state, cohort)):
         return Choice("sequential", 0, streams, "rule")
     if clear(size, platform) or not options.autotune or bound.gang.size > 1:
         return Choice("lanes", wanted, streams, "rule")
-    return _tried(bound, state, cohort, batchings, wanted, streams)
+    return _tried(bound, state, cohort, batchings, wanted, streams, evenness)
 
 
 def _affordable(bound: Bound, choice: Choice, state: State) -> Choice:
@@ -86,7 +87,13 @@ def _affordable(bound: Bound, choice: Choice, state: State) -> Choice:
 
 
 def _tried(
-    bound: Bound, state: State, cohort: Cohort, batchings: Sequence[Batching], wanted: int, streams: int
+    bound: Bound,
+    state: State,
+    cohort: Cohort,
+    batchings: Sequence[Batching],
+    wanted: int,
+    streams: int,
+    evenness: float | None,
 ) -> Choice:
     """The faster of both kernels on the first clients of the first phase: the only place that looks at a clock."""
     seats = bound.placement.seats(cohort, batchings, streams)
@@ -108,7 +115,7 @@ def _tried(
 
     about = bound.devices[0].platform, bound.devices[0].device_kind, streams, batchings[0]
     known = mark(bound.round, bound.halves, state, cohort, batchings[0], about)
-    best, why = faster(known, (0, fitting(wanted, seats.total // streams)), seconds)
+    best, why = faster(known, (0, fitting(wanted, seats.total // streams, evenness)), seconds)
     return Choice("lanes" if best else "sequential", wanted if best else 0, streams, why)
 
 

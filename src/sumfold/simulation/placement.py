@@ -262,6 +262,14 @@ class Placement:
         wide, dispatch = layout.chosen[-1], 0.1 if lanes and layout.longest <= 1 else 3.0
         return float((layout.steps[among].sum() + len(among)) * (dispatch + 6 * parameters * wide / 5e4))
 
+    def evenness(self, cohort: Cohort, batchings: Sequence[Batching]) -> float:
+        """The mean client's steps over the longest's, in the federation: the same for all cohorts."""
+        whole, _ = cohort.drawn_from or (cohort.data, cohort.positions)
+        layouts = [self._layout(whole, batching) for batching in batchings]
+        return min(
+            (float(some.steps.mean()) / max(some.longest, 1) for some in layouts if len(some.steps)), default=1.0
+        )
+
     def total(self, cohort: Cohort) -> int:
         """Places for the cohort: as many as a larger cohort got, if that is not far more than is needed.
 
