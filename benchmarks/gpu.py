@@ -13,6 +13,8 @@ import subprocess
 import sys
 from statistics import median
 
+from sumfold.bench.peers import CONTESTANTS
+
 
 def lines(workload: str, contestant: str, given: argparse.Namespace, *options: str) -> list[dict]:
     """The runs of one setting, as `sumfold bench` reports them."""
@@ -55,6 +57,8 @@ def main() -> None:
     kept = []
     for workload in given.workload:
         for setting, (contestant, *options) in settings.items():
+            if workload not in CONTESTANTS[contestant].workloads:
+                continue
             ran = lines(workload, contestant, given, *options)
             kept += [{**line, "setting": setting} for line in ran]
             print(f"{workload:4} {told(setting, ran)}", flush=True)

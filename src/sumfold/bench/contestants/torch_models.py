@@ -178,7 +178,7 @@ def transformer(p: Weights, x: Tensor) -> Tensor:
     """Three layers of eight heads, normalised after each half, with the embedding as the last layer too."""
     batch, length = x.shape
     width, heads = p["embedding"].shape[1], 8
-    h = functional.embedding(x, p["embedding"]) * width**0.5 + positions(length, width)
+    h = functional.embedding(x, p["embedding"]) * width**0.5 + positions(length, width).to(x.device)
     for n in range(3):
         parts = (h @ p[f"qkv{n}"] + p[f"qkv_b{n}"]).view(batch, length, 3, heads, width // heads)
         q, k, v = (parts[:, :, part].transpose(1, 2) for part in range(3))
