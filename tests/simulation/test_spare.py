@@ -7,12 +7,13 @@ import optax
 import pytest
 
 import sumfold as sf
-from sumfold.simulation import spare
+from sumfold.simulation import in_place, memory, spare
 
 
 @pytest.fixture
 def everything_is_large(monkeypatch):
     monkeypatch.setattr(spare, "_LARGE", 0)
+    monkeypatch.setattr(in_place, "_SMALL", 1)
 
 
 def federation():
@@ -108,3 +109,69 @@ def test_a_state_that_is_the_sum_itself_stays_beside_host_work():
     made.next(first, federation())
     made.next(first, federation(), clients=range(3))
     np.testing.assert_array_equal(np.asarray(first.algorithm), before)
+
+
+def weights(state):
+    (leaf,) = (leaf for leaf in jax.tree.leaves(state.algorithm) if leaf.shape == (5, 1))
+    return leaf
+
+
+def after(made, state, rounds, keep=lambda state: None):
+    """The states' addresses and values, round by round; of each state only what `keep` returns is kept."""
+    at, values, kept = [], [], []
+    for _ in range(rounds):
+        state, _ = made.next(state, federation())
+        at.append(weights(state).unsafe_buffer_pointer())
+        values.append(np.array(weights(state), copy=True).tolist())
+        kept.append(keep(state))
+    return at, values, kept
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_a_state_that_the_caller_let_go_is_written_over():
+    made = process()
+    at, values, _ = after(made, made.initialize(), 6)
+    assert len(set(at)) == 2
+    assert at[2:] == at[:-2]
+    assert values == after(process(), made.initialize(), 6, lambda state: state)[1]
+
+
+@pytest.mark.usefixtures("everything_is_large")
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda state: state,
+        lambda state: [jax.tree.leaves(state.algorithm)],
+        lambda state: np.asarray(weights(state)),
+        lambda state: memoryview(np.asarray(weights(state))),
+        lambda state: np.from_dlpack(weights(state)),
+    ],
+    ids=["states", "arrays", "views", "memory", "dlpack"],
+)
+def test_what_the_caller_keeps_of_a_state_stays_as_it_is(keep):
+    made = process()
+    _, values, kept = after(made, made.initialize(), 5, keep)
+    for value, held in zip(values, kept, strict=True):
+        if isinstance(held, list):
+            (held,) = (leaf for leaf in held[0] if leaf.shape == (5, 1))
+        held = held if hasattr(held, "shape") and not isinstance(held, tuple) else weights(held)
+        assert np.asarray(held).tolist() == value
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_a_caller_may_go_back_to_an_earlier_state():
+    made = process()
+    first, _ = made.next(made.initialize(), federation())
+    second, _ = made.next(first, federation())
+    again, _ = made.next(first, federation())
+    third, _ = made.next(second, federation())
+    assert np.asarray(weights(again)).tolist() == np.asarray(weights(second)).tolist()
+    assert np.asarray(weights(third)).tolist() == after(process(), made.initialize(), 3)[1][-1]
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_no_state_is_kept_where_memory_is_short(monkeypatch):
+    monkeypatch.setattr(memory, "free", lambda device: 100)
+    made = process()
+    after(made, made.initialize(), 3)
+    assert [former._made for former in made._run.closing._former] == [type(made._run.closing._former[0]._made)()]

@@ -18,7 +18,7 @@ from sumfold.core.round import Batch, HostWork, Phase, Report, Task
 from sumfold.keys import Key
 from sumfold.tree import Leaf, Tree
 
-__all__ = ["Briefing", "ClientHalf", "Keeping", "Memory", "Upload", "client_half", "client_key"]
+__all__ = ["Briefing", "ClientHalf", "Keeping", "Memory", "Upload", "client_half", "client_key", "is_finite"]
 
 
 class Memory(NamedTuple):
@@ -93,7 +93,13 @@ def client_key(run: Key, phase: int, round: Leaf, client: Leaf) -> Key:
 
 def report_shapes(phase: Phase, message: Tree, kept: Tree) -> Report:
     """The shapes of a client's report; nothing runs, and no data is needed since `step` keeps the carry's type."""
-    work = shaped(phase).work
+    report: Report = jax.eval_shape(_reporting(shaped(phase)), message, kept)
+    return report
+
+
+def _reporting(phase: Phase) -> Callable[[Tree, Tree], Report]:
+    """What one client reports without a step."""
+    work = phase.work
 
     def run(message: Tree, kept: Tree) -> Report:
         assert work.init is not None
@@ -101,26 +107,36 @@ def report_shapes(phase: Phase, message: Tree, kept: Tree) -> Report:
         key = keys.typed(jnp.zeros(2, jnp.uint32))
         return work.finish(task, tree.strong(work.init(task, key)), key)
 
-    report: Report = jax.eval_shape(run, message, kept)
-    return report
+    return run
 
 
-def client_half(phase: Phase) -> ClientHalf:
+def is_finite(report: Report) -> Leaf:
+    """Whether every number of a report is finite, weights aside."""
+    values = {part: contribution.value for part, contribution in report.parts.items()}
+    return tree.all_finite([values, report.metrics, report.memory, report.kept])
+
+
+def client_half(phase: Phase, finite_of: Callable[[Report], Leaf] = is_finite) -> ClientHalf:
     """Compose a phase's work with the client halves of its stages.
 
     Whether a client is finite is decided on the report, before its weight is looked at and before any stage:
     values that are not finite are replaced by zeros so that no stage can be poisoned by them.
+
+    Args:
+        phase: of the round.
+        finite_of: says of a report whether it is finite; for who finds out about some of it in another way.
     """
     phase = shaped(phase)
     work, stages = phase.work, phase.aggregate
     begin: Callable[[Task, Key], Tree] | None = work.init
     assert begin is not None
+    reporting = _reporting(phase)  # one function, so that JAX knows its shapes the second time
 
     def task(start: Start) -> Task:
         return Task(start.briefing.message, start.memory.work, start.kept, start.rows)
 
     def fresh(briefing: Briefing, kept: Tree) -> Memory:
-        parts = report_shapes(phase, briefing.message, kept).parts
+        parts = jax.eval_shape(reporting, briefing.message, kept).parts
         return Memory(
             tree.strong(work.memory(briefing.message)),
             {part: tree.strong(stage.memory(parts[part].value)) for part, stage in stages.items()},
@@ -129,8 +145,7 @@ def client_half(phase: Phase) -> ClientHalf:
     def finish(start: Start, carry: Tree, key: Key) -> tuple[Upload, Keeping]:
         key = keys.at_finish(key)
         report = work.finish(task(start), carry, key)
-        values = {part: contribution.value for part, contribution in report.parts.items()}
-        finite = tree.all_finite([values, report.metrics, report.memory, report.kept])
+        finite = finite_of(report)
         weights = [jnp.asarray(c.weight, jnp.float32) for c in report.parts.values()]
         valid = jnp.stack([jnp.isfinite(w) & (w >= 0) for w in weights]).all() if weights else jnp.asarray(True)
         counted = finite & valid

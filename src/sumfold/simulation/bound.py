@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sumfold import keys
-from sumfold.core.client import Briefing, Memory, client_half
+from sumfold import keys, tree
+from sumfold.core.client import Briefing, ClientHalf, Memory, client_half
 from sumfold.core.cohort import Cohort, batch_shapes
 from sumfold.core.compiled import compiled
 from sumfold.core.driver import (
@@ -62,7 +62,8 @@ from sumfold.simulation.placement import Placement, Plans, Room
 from sumfold.simulation.recall import Recall, commit
 from sumfold.simulation.spare import Spare
 from sumfold.simulation.spill import Stacks
-from sumfold.simulation.stream import Table, nobody, stream, table_of
+from sumfold.simulation.stream import Table, nobody, one_row, stream, table_of
+from sumfold.simulation.trusting import finite_sum, trusting
 from sumfold.simulation.workers import Workers
 from sumfold.tree import Tree
 
@@ -102,6 +103,8 @@ class Bound:
         self.compiled, self.unpacking = compiled(self._play), compiled(self._unpacking)
         self.phase = compiled(self._phase, static_argnums=(0, 1), donate_argnums=2, keep_unused=True)
         self.spare = Spare()
+        self.trusted = compiled(self._trusted, static_argnums=(0, 1), donate_argnums=2, keep_unused=True)
+        self.trusting: dict[int, ClientHalf | None] = {}
         self.merged = compiled(self._merged, static_argnums=0)
         self.pinned = [
             Pinned(i, phase, half) for i, (phase, half) in enumerate(zip(round.phases, self.halves, strict=True))
@@ -487,9 +490,26 @@ class Bound:
             phase, device = self.round.phases[i], self._device(s)
             like = functools.partial(jax.eval_shape, lambda b, k: nobody(phase, b, k, places), briefing, kept)
             spare = self.spare.take(i, s, like, device)
+            if spare and self._trusts(i, briefing, kept, given[1]):
+                *ended, finite = self.trusted(i, places, spare, briefing, kept, *given)
+                if finite:
+                    return tuple(_finished(ended))
+                spare = ended[0].parts
             ended = self.phase(i, places, spare, briefing, kept, *given)
         _finished(ended)
         return ended
+
+    def _trusts(self, i: int, briefing: Briefing, kept: Tree, plans: Plans) -> bool:
+        """Whether the totals of a phase, one client after the other, tell of values that are not finite."""
+        if i not in self.trusting:
+            half = trusting(self.round.phases[i], tree.shapes(briefing), one_row(kept))
+            self.trusting.setdefault(i, fast(half) if half and jax.default_backend() == "cpu" else half)
+        return self.trusting[i] is not None and all(course is None for _, course in plans)
+
+    def _trusted(self, i: int, places: int, *given: Any) -> tuple[Totals, Table, Any]:
+        """As `_phase`, with clients that are not asked for what their totals tell, and whether those are finite."""
+        totals, table = self._phase(i, places, *given, trusted=True)
+        return totals, table, finite_sum(totals.parts)
 
     def _phase(
         self,
@@ -505,9 +525,12 @@ class Bound:
         seen: Any,
         seed: Any,
         number: Any,
+        *,
+        trusted: bool = False,
     ) -> tuple[Totals, Table]:
         """Σ of one phase over one stream's clients; the buffers of `spare` become those of the totals."""
-        phase, half, run = self.round.phases[i], self.halves[i], keys.typed(seed)
+        phase, half, run = self.round.phases[i], self.trusting[i] if trusted else self.halves[i], keys.typed(seed)
+        assert half is not None
         table = table_of(half, briefing, kept_before, memory, seen, present)
         totals = nobody(phase, briefing, kept_before, places)
         for clients, course in plans:

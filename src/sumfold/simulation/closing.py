@@ -28,7 +28,7 @@ from sumfold.core.driver import (
 )
 from sumfold.core.round import Round
 from sumfold.simulation.in_place import InPlace
-from sumfold.simulation.spare import is_large
+from sumfold.simulation.spare import Former, is_large
 from sumfold.tree import Leaf, Tree
 
 __all__ = ["Closing"]
@@ -53,6 +53,7 @@ class Closing:
         phases = range(len(round.phases))
         self._briefs = [InPlace(_briefing(round, i)) for i in phases]
         self._closes = [InPlace(_ending(round, i), compiler_of(round)) for i in phases]
+        self._former = [Former() for _ in phases]
         self._large: bool | None = None
         self._thread: threading.Thread | None = None
 
@@ -97,8 +98,11 @@ class Closing:
             self._thread.join()  # what it compiles is compiled once
         if not self._cut(standing):
             return self._compiled.close(i, standing, totals, seed, number)
-        own, rest = _parted(i, standing)
-        (algorithm, memories), ended = self._closes[i](own, rest, list(totals), seed, number, spend=spend)
+        (own, rest), former = _parted(i, standing), self._former[i]
+        given = (own, rest, list(totals), seed, number)
+        (algorithm, memories), ended = self._closes[i](*given, spend=spend, former=() if spend else former.take())
+        if not spend:
+            former.put((algorithm, memories))
         return ended._replace(algorithm=algorithm, after=(*standing.after, memories))  # type: ignore[no-any-return]
 
 

@@ -27,6 +27,7 @@ from jax import lax
 from sumfold import tree
 from sumfold.core.compiled import compiled
 from sumfold.simulation.inlined import BY_ELEMENT, Equation, Variable, computed, inlined, is_literal, read
+from sumfold.simulation.spare import vacant
 from sumfold.tree import Tree
 
 __all__ = ["InPlace"]
@@ -45,14 +46,14 @@ class _Write(NamedTuple):
         results: which.
         over: the inputs that they replace.
         reads, kept: which other inputs, and what of the decided, they are computed from.
-        fresh, spent: the program, and the same for a state that may be written over.
+        apart, spent: the program that writes them elsewhere, and the one that writes them over what they replace.
     """
 
     results: list[int]
     over: list[int]
     reads: list[int]
     kept: list[int]
-    fresh: Any
+    apart: Any
     spent: Any
 
 
@@ -96,21 +97,22 @@ class InPlace:
         self.function, self.compiler = function, compiler
         self._courses: dict[Any, _Course] = {}
 
-    def __call__(self, owned: Tree, *rest: Tree, spend: bool = False) -> tuple[Tree, Tree]:
+    def __call__(self, owned: Tree, *rest: Tree, spend: bool = False, former: Sequence[Any] = ()) -> tuple[Tree, Tree]:
         """The function's value.
 
         Args:
             owned: the state.
             rest: the other arguments; some are returned as the same arrays.
             spend: the arrays of `owned` may be written over: nobody else has them, and none is in it twice.
+            former: leaves of a state of before, of which those are written over that nobody else has.
         """
         course, values = self._course(owned, rest)
         results, kept = course.decide(*values)
         made = dict(zip(course.decided, results, strict=True))
         for step in course.writes:
-            program = step.spent if spend else step.fresh
             given = ([values[k] for k in step.over], [values[k] for k in step.reads], [kept[k] for k in step.kept])
-            made |= zip(step.results, program(*given), strict=True)
+            room = [] if spend else [vacant(former, j, values[k]) for j, k in zip(step.results, step.over, strict=True)]
+            made |= zip(step.results, step.spent(*given) if spend else step.apart(room, *given), strict=True)
         made |= {result: _as_array(values[source]) for result, source in course.handed.items()}
         ended: tuple[Tree, Tree] = tree.unflatten(course.structure, [made[place] for place in sorted(made)])
         return ended
@@ -120,9 +122,9 @@ class InPlace:
         course, values = self._course(owned, rest)
         course.decide.lower(*values).compile()
         for step in course.writes:
-            program = step.spent if spend else step.fresh
-            kept = [course.kept[k] for k in step.kept]
-            program.lower([values[k] for k in step.over], [values[k] for k in step.reads], kept).compile()
+            replaced, kept = [values[k] for k in step.over], [course.kept[k] for k in step.kept]
+            given = (replaced, [values[k] for k in step.reads], kept)
+            (step.spent.lower(*given) if spend else step.apart.lower(replaced, *given)).compile()
 
     def _course(self, owned: Tree, rest: tuple[Tree, ...]) -> tuple[_Course, list[Any]]:
         leaves, structure = jax.tree.flatten((owned, rest))
@@ -203,10 +205,11 @@ class InPlace:
             known = computed(needed, dict(zip(variables, (*replaced, *read, *decided), strict=True)))
             return [known[results[j]] for j in slices]
 
-        spent = self.compiler(write, donate_argnums=0, keep_unused=True)
-        return _Write(
-            list(slices), over, reads, [kept.index(variable) for variable in used], self.compiler(write), spent
-        )
+        def apart(room: list[Any], *given: list[Any]) -> list[Any]:
+            return write(*given)
+
+        programs = (self.compiler(some, donate_argnums=0, keep_unused=True) for some in (apart, write))
+        return _Write(list(slices), over, reads, [kept.index(variable) for variable in used], *programs)
 
 
 class _Slice(NamedTuple):

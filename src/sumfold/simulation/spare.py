@@ -3,12 +3,15 @@
 The C library maps an allocation of more than 32 MiB anew and gives it back when it is freed, so every round would touch
 fresh pages: 140 ms for 400 MB where writing them takes 13. What a stream summed into in one round, and nobody reads any
 more when the round has ended, is what it sums into in the next. The state of a run likewise: what nobody but the run's
-loop has, the next state is written over.
+loop has, the next state is written over. And who calls `process.next` lets go of the state before the last, as a rule:
+it is kept here, and if nobody has it any more, the next one is written over it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,9 +20,13 @@ import numpy as np
 
 from sumfold import tree
 from sumfold.core.driver import Totals
+from sumfold.simulation import memory
 from sumfold.tree import Tree
 
-__all__ = ["Spare", "is_large", "owned"]
+__all__ = ["Former", "Spare", "is_large", "owned", "vacant"]
+
+_ROOM = 8
+"""So many times a state's size must be free for an old one to be kept."""
 
 _LARGE = 32 << 20
 """Bytes of all parts from which on they are kept: glibc's largest threshold for mapping."""
@@ -52,6 +59,47 @@ class Spare:
         """Keep the buffers of totals that nobody reads any more."""
         if self._large.get(phase) is not None:
             self._kept[phase, stream] = totals.parts
+
+
+class Former:
+    """The last two states that were made, as leaves: the older may be nobody's when the next is made.
+
+    A round needs that memory when it makes its state, but not while clients compute; so nothing is kept where it might
+    be wanted for them.
+    """
+
+    def __init__(self) -> None:
+        self._made: deque[list[Any]] = deque(maxlen=2)
+
+    def take(self) -> list[Any]:
+        """The older state's leaves, for `vacant`; none where there is none."""
+        return self._made.popleft() if len(self._made) == 2 else []
+
+    def put(self, state: Tree) -> None:
+        """Keep a state that was made."""
+        free = memory.free(jax.devices()[0])
+        if free is not None and free > _ROOM * tree.nbytes(state):
+            self._made.append(jax.tree.leaves(state))
+        else:
+            self._made.clear()
+
+
+def vacant(former: Sequence[Any], place: int, like: Any) -> Any:
+    """The leaf of a former state at this place, if nobody else has it, or else a new array; to be written over.
+
+    Example:
+        >>> former, like = [jnp.ones(2)], jnp.zeros(2)
+        >>> vacant(former, 0, like) is former[0]
+        True
+        >>> mine = former[0]
+        >>> vacant(former, 0, like) is former[0]
+        False
+    """
+    if place < len(former) and isinstance(former[place], jax.Array) and not former[place].is_deleted():
+        alone = sys.getrefcount(former[place]) == 2  # the sequence's, and that of the call
+        if alone and (former[place].shape, former[place].dtype) == (like.shape, like.dtype):
+            return former[place]
+    return _fresh(like)
 
 
 def is_large(arrays: Tree) -> bool:
