@@ -17,7 +17,7 @@ PLATFORMS = ("cpu", "cuda")
 
 _LINEAR = ("w1", "w4", "w4b", "w4c", "w4d")
 _IMAGES = ("w1", "w2", "w3", "w3b")
-_SUMS = ("w6", "w6c")
+_SUMS = ("w6", "w6a", "w6c")
 _TEXT = ("w5", "w5t", "shakespeare")
 
 

@@ -25,10 +25,26 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SEED", "WORKLOADS", "Data", "Order", "Workload", "cohorts", "load", "order", "quick", "rows_of", "weights"]
+__all__ = [
+    "ADAM",
+    "SEED",
+    "WORKLOADS",
+    "Data",
+    "Order",
+    "Workload",
+    "cohorts",
+    "load",
+    "order",
+    "quick",
+    "rows_of",
+    "weights",
+]
 
 SEED = 2026
 """The suite's seed, and the seed of every run in it."""
+
+ADAM = (0.9, 0.99, 0.01, 1e-3)
+"""Of the server in ``w6a``: decay of both moments, learning rate, and what is added to the root of the second."""
 
 _CELLS = 2**32
 _CHARACTERS = 90
@@ -153,6 +169,10 @@ WORKLOADS: dict[str, Workload] = {
         Workload(
             "w6", "mean of 10 updates of 100 M float32", "updates", 6, "mean", 1_000, 10, (1, 0, 1, 1), 1, rounds=5,
             shape=(100_000_000,),
+        ),
+        Workload(
+            "w6a", "FedAdam with 10 updates of 100 M float32", "updates", 6, "adam", 1_000, 10, (1, 0, 1, 1), 1,
+            rounds=5, shape=(100_000_000,), tolerance=1e-3,
         ),
         Workload(
             "w6c", "mean of 10 updates of 100 M float32, clipped", "updates", 6, "clipped", 1_000, 10, (1, 0, 1, 1), 1,

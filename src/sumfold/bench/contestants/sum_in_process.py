@@ -1,9 +1,9 @@
 """The sum of updates by hand, in one process: with NumPy, or with PyTorch (option ``library``).
 
-Every update is made in one buffer and added to the total; nothing else is kept.
+Every update is made in one buffer and added to the total; nothing else is kept, but the moments of FedAdam.
 """
 
-from stopwatch import CORES, enter, leave, ready, triad, turn
+from stopwatch import CORES, enter, leave, ready, triad, turn, workloads
 
 game = enter()
 
@@ -27,6 +27,9 @@ def norm(a, part=1 << 16):
 numbers, rate = np.array(game.data.x), game.workload.rate
 w = game.weights["w"].copy()
 total, update = np.zeros_like(w), np.empty_like(w)
+adam = game.workload.model == "adam"
+m, v = (np.zeros_like(w), np.zeros_like(w)) if adam else (None, None)
+first, second, rate_of_server, floor = map(np.float32, workloads.ADAM)
 bound = 0.05 * norm(w) if game.workload.model == "clipped" else float("inf")
 
 
@@ -37,6 +40,13 @@ def with_numpy(clients):
         scale = min(1.0, bound / norm(update)) if bound < float("inf") else 1.0
         np.multiply(update, np.float32(scale / len(clients)), out=update)
         np.add(total, update, out=total)
+    if adam:
+        np.multiply(m, first, out=m)
+        np.add(m, np.multiply(total, 1 - first, out=update), out=m)
+        np.multiply(np.square(total, out=total), 1 - second, out=total)
+        np.add(np.multiply(v, second, out=v), total, out=v)
+        np.add(np.sqrt(v, out=total), floor, out=total)
+        np.multiply(np.divide(m, total, out=total), rate_of_server, out=total)
     np.add(w, total, out=w)
 
 
@@ -51,7 +61,14 @@ def with_torch(clients):
             else 1.0
         )
         total_.add_(update_, alpha=scale / len(clients))
-    w_.add_(total_)
+    if adam:
+        m_, v_ = torch.from_numpy(m), torch.from_numpy(v)
+        m_.lerp_(total_, float(1 - first))
+        v_.mul_(float(second)).addcmul_(total_, total_, value=float(1 - second))
+        torch.sqrt(v_, out=total_).add_(float(floor))
+        w_.addcdiv_(m_, total_, value=float(rate_of_server))
+    else:
+        w_.add_(total_)
 
 
 def add(a, b):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import jax_models
 import numpy as np
 from numpy.typing import NDArray
+from stopwatch import workloads
 
 import sumfold as sf
 
@@ -45,7 +46,7 @@ def shaped(x: NDArray[Any], written: str) -> NDArray[Any]:
 def final_loss(game: Game, process: sf.Process, state: sf.State, written: str) -> float:
     """Of the final weights, as every contestant computes it."""
     if process.model is None:
-        return float(0.5 * np.mean(np.square(np.asarray(state.algorithm, np.float64))))
+        return float(0.5 * np.mean(np.square(np.asarray(state.algorithm[0], np.float64))))
     x, y = game.evaluation()
     told = process.model.evaluate(process.get_model_weights(state), shaped(x, written), y)
     return float(told["loss"])
@@ -72,7 +73,10 @@ def triad(a: NDArray[np.float32], b: NDArray[np.float32]) -> Callable[[], object
 
 
 def _sums(game: Game) -> sf.Process:
-    """A client's update is the weights times a number of its own; the server takes a step by their mean."""
+    """A client's update is the weights times a number of its own; the server takes a step by their mean.
+
+    With ``adam`` a step of FedAdam (Reddi et al. 2021, Algorithm 2), by `workloads.ADAM`.
+    """
     clip = game.workload.model == "clipped"
     bound = _CLIP * float(np.linalg.norm(game.weights["w"]))
 
@@ -94,15 +98,24 @@ def _sums(game: Game) -> sf.Process:
         ),
         batching=sf.Batching(1),
     )
-    phase = sf.Phase(
-        lambda state, key: state,
-        work,
-        {"update": sf.chain(clipping, mean) if clip else mean},
-        lambda state, results, measured, key: (state + results["update"], {"client_work": {"train": counts(measured)}}),
-    )
-    start = game.weights["w"]
+    first, second, rate_of_server, floor = workloads.ADAM
 
-    return sf.Process(sf.Round("sums", lambda params, key: jnp.asarray(start), (phase,)))
+    def finalize(state: tuple[Any, ...], results: Any, measured: sf.Measured, key: Any) -> tuple[Any, Any]:
+        (w, *moments), mean_update = state, results["update"]
+        if moments:
+            m = first * moments[0] + (1 - first) * mean_update
+            v = second * moments[1] + (1 - second) * mean_update**2
+            mean_update, moments = rate_of_server * m / (jnp.sqrt(v) + floor), [m, v]
+        return (w + mean_update, *moments), {"client_work": {"train": counts(measured)}}
+
+    aggregate = {"update": sf.chain(clipping, mean) if clip else mean}
+    phase = sf.Phase(lambda state, key: state[0], work, aggregate, finalize)
+    start, moments = game.weights["w"], 2 if game.workload.model == "adam" else 0
+
+    def begin(params: Any, key: Any) -> tuple[Any, ...]:
+        return jnp.asarray(start), *(jnp.zeros_like(start) for _ in range(moments))
+
+    return sf.Process(sf.Round("sums", begin, (phase,)))
 
 
 # -- the EMNIST CNN in the frameworks' own words
