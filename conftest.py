@@ -3,12 +3,14 @@
 It lies beside both `src` and `tests`, because pytest reads a conftest for the folders below it only.
 """
 
+import functools
 import importlib
 import os
 import pkgutil
 import sys
+import weakref
 from pathlib import Path
-from types import ModuleType
+from types import CellType, FunctionType
 from typing import Any, ParamSpecArgs, ParamSpecKwargs
 
 if "jax" in sys.modules or "sumfold" in sys.modules:
@@ -26,12 +28,12 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-import beartype
 import hypothesis
+import jaxtyping
 import pytest
-from jaxtyping import install_import_hook
+from jaxtyping import jaxtyped
 
-_checkers: dict[Any, Any] = {}
+_checked: dict[Any, Any] = {}
 
 
 def _hashable(annotation: Any) -> Any:
@@ -39,34 +41,62 @@ def _hashable(annotation: Any) -> Any:
     return repr(annotation) if isinstance(annotation, ParamSpecArgs | ParamSpecKwargs) else annotation
 
 
-def once(function: Any) -> Any:
-    """Beartype's check of a signature, made once for each function's place in the source.
+def _with(function: Any, **cells: Any) -> Any:
+    """The function, with these in place of what its names outside stand for."""
+    names = zip(function.__code__.co_freevars, function.__closure__, strict=True)
+    closure = tuple(CellType(cells[name]) if name in cells else cell for name, cell in names)
+    made = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, closure)
+    made.__kwdefaults__ = function.__kwdefaults__
+    return made
 
-    The hook asks for a check of every function, also of one that is defined anew whenever the function around it
-    runs, as most of Sumfold's are; what it hands over is a signature without the body. Most of the time of a traced
-    round went into making such checks again. Whatever a check may depend on is in the key.
+
+def _template(checked: Any) -> tuple[Any, Any] | None:
+    """What jaxtyping made of a function, without the function; None where it is made otherwise than is known here."""
+    names = getattr(checked, "__code__", None) and checked.__code__.co_freevars
+    if not names or not {"fn", "wrapped_fn_impl", "wrapped_fn_holder"} <= set(names):
+        return None
+    called = dict(zip(names, checked.__closure__, strict=True))["wrapped_fn_impl"].cell_contents
+    if "fn" not in called.__code__.co_freevars:
+        return None
+    return _with(checked, fn=None, wrapped_fn_impl=None, wrapped_fn_holder=None), _with(called, fn=None)
+
+
+def once(function: Any = None, *, typechecker: Any) -> Any:
+    """`jaxtyping.jaxtyped`, whose checks of a signature are made once for each function's place in the source.
+
+    The hook asks for them for every function, also of one that is defined anew whenever the function around it runs,
+    as most of Sumfold's are. Most of the time of a traced round went into making such checks again. Whatever a check
+    may depend on is in the key; what is kept knows no function, and so keeps nothing alive that one closes over.
     """
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return beartype.beartype(function)
-    kinds = code.co_varnames, code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags
+    if function is None:
+        return functools.partial(once, typechecker=typechecker)
+    if not isinstance(function, FunctionType):
+        return jaxtyped(function, typechecker=typechecker)
     annotations = tuple((name, _hashable(of)) for name, of in function.__annotations__.items())
     defaults = function.__defaults__, tuple((function.__kwdefaults__ or {}).items())
-    key = function.__module__, function.__qualname__, kinds, annotations, defaults
+    key = id(function.__code__), function.__module__, function.__qualname__, annotations, defaults, typechecker
     try:
-        if key not in _checkers:
-            _checkers[key] = beartype.beartype(function)
+        _, template = _checked.get(key, (None, None))
     except TypeError:  # an annotation or a default that is no key
-        return beartype.beartype(function)
-    return _checkers[key]
+        return jaxtyped(function, typechecker=typechecker)
+    if template is None:
+        checked = jaxtyped(function, typechecker=typechecker)
+        _checked[key] = function.__code__, _template(checked)  # with the code, whose number is then no other's
+        return checked
+    outside, inside = template
+    holder: list[Any] = []
+    checked = functools.wraps(function)(
+        _with(outside, fn=function, wrapped_fn_impl=_with(inside, fn=function), wrapped_fn_holder=holder)
+    )
+    holder.append(weakref.ref(checked))
+    return checked
 
 
-# The hook takes a name, which it imports.
-sys.modules["checks"] = ModuleType("checks")
-sys.modules["checks"].__dict__["once"] = once
+# The hook puts `jaxtyping.jaxtyped` before every function.
+jaxtyping.__dict__["jaxtyped"] = once
 
 # From here on every function of Sumfold checks its annotations, shapes and dtypes included, when called.
-install_import_hook("sumfold", "checks.once")
+jaxtyping.install_import_hook("sumfold", "beartype.beartype")
 
 # Scripts that are started in environments of their own, and import what those have.
 collect_ignore = ["src/sumfold/bench/contestants"]

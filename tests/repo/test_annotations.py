@@ -1,14 +1,13 @@
 """Tests run with every annotation of Sumfold checked; a check is made once for each signature, and not less strict."""
 
-import sys
-
+import beartype
 import jax.numpy as jnp
 import pytest
 from jaxtyping import Array, Float, TypeCheckError, jaxtyped
 
 import sumfold as sf
 
-checked = jaxtyped(typechecker=sys.modules["checks"].once)
+checked = jaxtyped(typechecker=beartype.beartype)
 
 
 def test_a_wrong_argument_of_sumfold_is_refused():
@@ -49,3 +48,21 @@ def test_shapes_are_bound_anew_in_each_call():
         assert added()(jnp.ones(n), jnp.ones(n)).shape == (n,)
         with pytest.raises(TypeCheckError, match="parameters"):
             added()(jnp.ones(n), jnp.ones(n + 1))
+
+
+def test_the_checks_of_a_function_that_is_made_again_are_not_made_again():
+    made = []
+
+    def counted(function):
+        made.append(function.__qualname__)
+        return beartype.beartype(function)
+
+    def doubling(by):
+        @jaxtyped(typechecker=counted)
+        def double(x: int) -> int:
+            return by * x
+
+        return double
+
+    assert [doubling(by)(3) for by in (2, 4, 8)] == [6, 12, 24]
+    assert len(made) == 2  # of the parameters, and of what is returned

@@ -238,24 +238,40 @@ def merge(phase: Phase, a: Totals, b: Totals) -> Totals:
     )
 
 
-def nothing(phase: Phase, briefing: Briefing, kept: Tree, places: int) -> Totals:
-    """The totals of nobody: where every Σ starts."""
-    upload = jax.eval_shape(lambda b, k: _upload(phase, b, k), briefing, kept)
+Uploading: TypeAlias = Callable[[Briefing, Tree], tuple[dict[str, Tree], Tree]]
+"""(what every client receives, what it has kept) -> the parts and metrics that it uploads without a step."""
+
+
+def uploading(phase: Phase) -> Uploading:
+    """What one client would upload, to be asked for its shapes; kept, so that JAX knows them the second time."""
+    half = client_half(phase)
+
+    def upload(briefing: Briefing, kept: Tree) -> tuple[dict[str, Tree], Tree]:
+        start = Start(briefing, half.fresh(briefing, kept), kept, jnp.int32(0))
+        key = keys.typed(jnp.zeros(2, jnp.uint32))
+        upload, _ = half.finish(start, half.init(start, key), key)
+        return upload.parts, upload.metrics
+
+    return upload
+
+
+def nothing(phase: Phase, briefing: Briefing, kept: Tree, places: int, upload: Uploading | None = None) -> Totals:
+    """The totals of nobody: where every Σ starts.
+
+    Args:
+        phase: of the round.
+        briefing, kept: what every client receives and has kept, arrays or shapes.
+        places: of the cohort, for what is stacked.
+        upload: `uploading` of the phase, of one who asks again and again.
+    """
+    parts, metrics = jax.eval_shape(upload or uploading(phase), briefing, kept)
     return Totals(
-        {part: (stage.group or add).zero(upload[0][part], places) for part, stage in phase.aggregate.items()},
-        tree.zeros_like(upload[1]),
+        {part: (stage.group or add).zero(parts[part], places) for part, stage in phase.aggregate.items()},
+        tree.zeros_like(metrics),
         jnp.int32(0),
         jnp.int32(0),
         jnp.asarray(NOBODY),
     )
-
-
-def _upload(phase: Phase, briefing: Briefing, kept: Tree) -> tuple[dict[str, Tree], Tree]:
-    half = client_half(phase)
-    start = Start(briefing, half.fresh(briefing, kept), kept, jnp.int32(0))
-    key = keys.typed(jnp.zeros(2, jnp.uint32))
-    upload, _ = half.finish(start, half.init(start, key), key)
-    return upload.parts, upload.metrics
 
 
 def begin(round: Round, params: Tree, seed: int) -> State:

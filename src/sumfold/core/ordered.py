@@ -22,7 +22,7 @@ import numpy as np
 
 from sumfold import tree
 from sumfold.core.client import Briefing
-from sumfold.core.driver import NOBODY, Totals, nothing
+from sumfold.core.driver import NOBODY, Totals, nothing, uploading
 from sumfold.core.group import add
 from sumfold.core.round import Phase
 from sumfold.core.rows import Rows, individual, rows_for, with_rows
@@ -58,7 +58,7 @@ class Ordered:
 
     def __init__(self, phase: Phase) -> None:
         self._groups = {part: stage.group or add for part, stage in phase.aggregate.items()}
-        self._phase = phase
+        self._phase, self._upload = phase, uploading(phase)
         self._stacked = individual(phase)
         self._leaf = jax.jit(self._one)
         self._merge = jax.jit(self._both)
@@ -77,7 +77,7 @@ class Ordered:
 
     def nobody(self, briefing: Briefing, kept: Tree) -> Totals:
         """The totals of nobody, with a stack of no rows for each part that is stacked."""
-        return nothing(self._phase, briefing, kept, 0)
+        return nothing(self._phase, briefing, kept, 0, self._upload)
 
     def total(self, zero: Totals, sums: Iterable[Sum]) -> Totals:
         """The totals of several runs of places, in the order of places, as one."""
