@@ -102,6 +102,17 @@ def test_changing_cohorts_share_a_grid_of_executables():
     assert most <= len(grid) < len(set(sizes.tolist())), "neighbouring sizes share, and smaller ones use larger places"
 
 
+def test_one_huge_client_beside_all_others_needs_no_other_executable():
+    sizes = [200, *[2] * 9, *[20] * 10]
+    x = np.ones((sum(sizes), FEATURES), np.float32)
+    fed = sf.Federation.from_arrays(x, np.zeros(len(x), np.int32), offsets=np.cumsum([0, *sizes]))
+    process = fed_avg().on(sf.Simulation(streams=2, kernel="sequential"))
+    state, _ = process.next(process.initialize(), fed, clients=range(10, 20))
+    with compiling() as programs:
+        process.next(state, fed, clients=range(10))
+    assert not programs
+
+
 @pytest.mark.parametrize("algorithm", [fed_avg, scaffold], ids=["fed_avg", "scaffold"])
 def test_twenty_rounds_leave_no_arrays_behind(algorithm):
     process, draw = algorithm(), np.random.default_rng(3)

@@ -162,7 +162,13 @@ class Bound:
         if self.choice is None:
             self.choice = chosen(self, state, cohort, batchings)
         streams = streams_of(self, state, cohort, batchings, self.choice)
-        seats = self.placement.seats(cohort, batchings, streams * self.gang.size, runs=self.options.deterministic)
+        seats = self.placement.seats(
+            cohort,
+            batchings,
+            streams * self.gang.size,
+            runs=self.options.deterministic,
+            remembering=len(self.round.phases) > 1 or self.recall(state),
+        )
         mine = range(self.gang.rank * streams, (self.gang.rank + 1) * streams)
         ids = [[cohort.client(int(p)) for p in seats.places[s]] if self.recall(state) else [] for s in mine]
         wanted = self.choice.lanes

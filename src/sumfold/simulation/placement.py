@@ -39,6 +39,9 @@ _SMALL = 64 << 20
 _FEW = 1 << 18
 """Row numbers that may always be reserved: one megabyte."""
 
+_SMALL = 1 << 10
+"""Clients of a cohort of which each stream may have all."""
+
 _SPARE = 4
 """How many times the needed places a cohort may have; those to spare cost memory, not time."""
 
@@ -234,8 +237,23 @@ class Placement:
         """Let go of arrays whose examples nobody has any more, before others are placed."""
         self._placed = {k: v for k, v in self._placed.items() if v.users}
 
-    def seats(self, cohort: Cohort, batchings: Sequence[Batching], streams: int, *, runs: bool = False) -> Seats:
-        """Pack the cohort into streams, by the steps of all phases together; `runs` keeps neighbours together."""
+    def seats(
+        self,
+        cohort: Cohort,
+        batchings: Sequence[Batching],
+        streams: int,
+        *,
+        runs: bool = False,
+        remembering: bool = False,
+    ) -> Seats:
+        """Pack the cohort into streams, by the steps of all phases together.
+
+        Args:
+            runs: neighbours stay together.
+            remembering: a slot holds what a client remembers, or keeps for a later phase: as much as a model, maybe.
+                Else a slot is a few numbers, and a small cohort has one for each client in every stream, so that a
+                single huge client beside all others needs no other executable.
+        """
         clients = len(cohort.positions)
         total = self.total(cohort)
         whole, among = cohort.drawn_from or (cohort.data, cohort.positions)
@@ -247,7 +265,8 @@ class Placement:
         if streams == 1:
             return Seats(places, total, total)
         needed = max(map(len, places))
-        at_once = self._slots.get((total, streams)) or min(total, room(-(-total * 5 // (4 * streams)) + 1))
+        usual = total if total <= _SMALL and not remembering else room(-(-total * 5 // (4 * streams)) + 1)
+        at_once = self._slots.get((total, streams)) or min(total, usual)
         self._slots[total, streams] = max(at_once, min(total, room(needed)))
         return Seats(places, self._slots[total, streams], total)
 
