@@ -359,7 +359,7 @@ child = os.fork() if sys.argv[2] == "fork" else -1
 total = sum(fed[key].sum() for _ in range(20) for key in fed)
 own = fed["3"].sum()
 if child == 0:
-    os._exit(0 if total == 123.25 * 200000 and fed._file._own.connection[0] == os.getpid() else 1)
+    os._exit(0 if total == 123.25 * 200000 and fed._file._own.connection.process == os.getpid() else 1)
 if child > 0:
     assert os.waitpid(child, 0)[1] == 0
 print(total)

@@ -259,7 +259,11 @@ def test_other_ways_leave_states_alone(options, states):
     process = two_streams(fed_adam(), **{"kernel": None, **options})
     history = run(process)
     assert all(map(there, states))
-    same(history.state.algorithm, by_next(process)[0].algorithm)
+    if "streams" in options:  # rounds of one stream are fused: another program, which agrees to rounding
+        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6)
+        jax.tree.map(close, history.state.algorithm, by_next(process)[0].algorithm)
+    else:
+        same(history.state.algorithm, by_next(process)[0].algorithm)
 
 
 def test_loopback_and_simulation_agree_to_the_bit_where_bits_are_pinned():

@@ -266,7 +266,9 @@ def test_a_client_rate_that_is_nan_and_can_be_read_is_an_error_after_the_round(r
     with pytest.raises(sf.CompositionError, match="round 1"):
         sf.train(process, DATA, rounds=3, checkpoint=tmp_path, progress=False)
     whole = sf.train(process, DATA, rounds=1, checkpoint=tmp_path, progress=False)
-    np.testing.assert_array_equal(process.get_model_weights(whole.state), process.get_model_weights(first))
+    # `train` fuses rounds and `next` does not: two programs, which agree to rounding.
+    weights = map(process.get_model_weights, (whole.state, first))
+    np.testing.assert_allclose(*weights, rtol=0 if isinstance(runtime, sf.Loopback) else 1e-6)
 
 
 @pytest.mark.jax_defaults

@@ -121,7 +121,7 @@ def test_dropout_follows_from_the_key_and_each_row_has_its_own():
     outputs = foreign(model.apply)(model.split(weights), alike, KEY).outputs
     assert len(np.unique(outputs, axis=0)) > 1
     wider = foreign(model.apply)(model.split(weights), jnp.ones((13, 3)), KEY).outputs
-    np.testing.assert_array_equal(wider[:8], outputs)
+    np.testing.assert_allclose(wider[:8], outputs, rtol=1e-6)  # products of more rows may be summed in another order
 
 
 def test_masked_rows_change_nothing():

@@ -79,7 +79,7 @@ def test_one_round_of_sgd_is_what_fit_does():
     step, _, _ = gradient(model)
     net.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        net.fit(X, CLASSES, batch_size=8, verbose=0)
+        net.fit(X, CLASSES.astype(np.int32), batch_size=8, verbose=0)
     fitted = [v.value for v in net.trainable_variables]
     same([w - jnp.float32(0.1) * g for w, g in zip(weights.trainable, step, strict=True)], fitted, rtol=1e-5, atol=1e-6)
     assert differ(model.init(KEY).trainable, fitted)  # fit changed the user's model, not ours

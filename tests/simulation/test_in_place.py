@@ -7,6 +7,7 @@ import pytest
 
 from sumfold.simulation import in_place
 from sumfold.simulation.in_place import InPlace
+from sumfold.simulation.inlined import BY_ELEMENT, inlined
 
 N = 1000
 
@@ -82,7 +83,17 @@ def test_no_program_needs_room_for_an_array():
         account = step.spent.lower(*given).compile().memory_analysis()
         assert account.temp_size_in_bytes < N
         assert account.alias_size_in_bytes == 4 * N
-        assert step.fresh.lower(*given).compile().memory_analysis().alias_size_in_bytes == 0
+        apart = step.apart.lower(given[0], *given).compile().memory_analysis()
+        assert apart.temp_size_in_bytes < N
+        assert apart.alias_size_in_bytes == 4 * N, "the room that it is given"
+
+
+def test_what_a_version_of_jax_has_one_operation_for_is_by_element():
+    def function(x):
+        return jnp.log2(x) + jax.jvp(jnp.tanh, (x,), (x,))[1]
+
+    program = inlined(jax.make_jaxpr(function)(jnp.full(3, 0.5))).jaxpr
+    assert {equation.primitive.name for equation in program.eqns} <= BY_ELEMENT
 
 
 def test_what_came_in_is_handed_on():
@@ -130,7 +141,8 @@ def test_products_and_draws_are_computed_once():
     given = numbers(0), jnp.ones(3), jax.random.key(5)
     course, values = cut._course(given[0], given[1:])
     (step,) = course.writes
-    text = step.fresh.lower([values[0]], [values[k] for k in step.reads], [course.kept[k] for k in step.kept]).as_text()
+    kept = [course.kept[k] for k in step.kept]
+    text = step.apart.lower([values[0]], [values[0]], [values[k] for k in step.reads], kept).as_text()
     assert "dot_general" not in text
     assert "threefry" not in text
     after, total = cut(*given)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from sumfold.simulation.canonical import canonical, rewrites
+from sumfold.simulation.recurrent import operand_counts
 
 PLACES, SEQUENCES, COMING, HIDDEN = 7, 3, 5, 12
 
@@ -48,8 +49,8 @@ def loops(function, *args):
         for equation in jaxpr.eqns:
             inner = [v for v in equation.params.values() if hasattr(v, "eqns") or hasattr(v, "jaxpr")]
             if equation.primitive.name == "scan":
-                body, first = equation.params["jaxpr"].jaxpr, equation.params["num_consts"]
-                carries = body.invars[first : first + equation.params["num_carry"]]
+                body, (first, carried) = equation.params["jaxpr"].jaxpr, operand_counts(equation.params)
+                carries = body.invars[first : first + carried]
                 found.append(([v.aval.shape for v in carries], str(body).count("dot_general")))
             for one in inner:
                 walk(getattr(one, "jaxpr", one))

@@ -12,6 +12,8 @@ from typing import ParamSpec, TypeVar
 
 import jax
 
+from sumfold.core.pure import leaked
+
 __all__ = ["foreign"]
 
 P = ParamSpec("P")
@@ -20,6 +22,9 @@ R = TypeVar("R")
 
 def foreign(function: Callable[P, R]) -> Callable[P, R]:
     """The same function, traced under JAX's defaults.
+
+    Raises:
+        CompositionError: when it is called and uses a value that was put away while a function was traced.
 
     Example:
         >>> import jax.numpy as jnp
@@ -30,6 +35,9 @@ def foreign(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def traced(*args: P.args, **kwargs: P.kwargs) -> R:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            return function(*args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            except jax.errors.UnexpectedTracerError as error:
+                raise leaked(error) from error
 
     return traced

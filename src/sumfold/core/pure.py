@@ -9,6 +9,7 @@ A call back into Python from within the program works on this machine alone. All
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import numpy as np
 from jax.extend import core, source_info_util
 from numpy.typing import NDArray
 
-from sumfold.errors import CompositionError
+from sumfold.errors import CompositionError, is_library
 
 __all__ = ["calls", "check_calls", "check_kept", "check_repeatable", "leaked"]
 
@@ -112,7 +113,12 @@ def check_kept(programs: Mapping[str, core.ClosedJaxpr]) -> None:
 def leaked(error: BaseException) -> CompositionError:
     """What to raise where JAX meets a value that some function put away while it was traced."""
     at = _LEAKED_AT.search(str(error))
-    return _leaked(f", at {at[1]}" if at else "")
+    if at:
+        return _leaked(f", at {at[1]}")
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not is_library(frame.filename):
+            return _leaked(f", and used at {frame.filename}:{frame.lineno}:{frame.colno} ({frame.name})")
+    return _leaked("")
 
 
 def _leaked(where: str) -> CompositionError:

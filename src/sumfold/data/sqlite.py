@@ -246,16 +246,17 @@ class File:
         except (sqlite3.Error, UnicodeError, ValueError, TypeError, OverflowError, MemoryError) as error:
             raise self.damaged(str(error)) from error
 
-    def _connection(self) -> sqlite3.Connection:
-        # A connection must not cross a fork, not even to be closed: the child leaves its parent's alone.
-        known: tuple[int, sqlite3.Connection] | None = getattr(self._own, "connection", None)
-        if known is not None and known[0] == os.getpid():
-            return known[1]
-        if known is not None:
-            _INHERITED.append(known[1])
+    def _connection(self) -> _Connection:
+        known: _Connection | None = getattr(self._own, "connection", None)
+        if known is not None and known.process == os.getpid():
+            return known
         with self._sound():
             uri = f"{self.path.as_uri()}?mode=ro&immutable=1"
-            connection = sqlite3.connect(uri, uri=True, isolation_level=None)
+            # Whatever thread drops the last reference closes it.
+            connection = sqlite3.connect(
+                uri, uri=True, isolation_level=None, check_same_thread=False, factory=_Connection
+            )
+            connection.process = os.getpid()
         if self.about and self._description(connection).get("digest") != self.about["digest"]:
             raise DataError(
                 "SF-DATA-105",
@@ -263,7 +264,7 @@ class File:
                 "the file that was opened",
                 "open it again with Federation.from_sqlite",
             )
-        self._own.connection = os.getpid(), connection
+        self._own.connection = connection
         return connection
 
     def _description(self, connection: sqlite3.Connection) -> dict[str, Any]:
@@ -278,7 +279,24 @@ class File:
             raise self.damaged("no description") from error
 
 
-_INHERITED: list[sqlite3.Connection] = []
+class _Connection(sqlite3.Connection):
+    """A connection of one thread in one process; it is closed when the thread ends, or nobody has the file any more.
+
+    Attributes:
+        process: which opened it; None until it is open.
+    """
+
+    process: int | None = None
+
+    def __del__(self) -> None:
+        # It must not cross a fork, not even to be closed: a child leaves its parent's connections alone.
+        if self.process == os.getpid():
+            self.close()
+        elif self.process is not None:
+            _INHERITED.append(self)
+
+
+_INHERITED: list[_Connection] = []
 """A parent process's connections."""
 
 

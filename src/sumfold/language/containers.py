@@ -105,8 +105,9 @@ def default_container(names: Sequence[str | None]) -> Container:
     Example:
         >>> default_container(["a", None]).join([1, 2])
         (1, 2)
-        >>> default_container(["b", "a"]).join([1, 2])
-        OrderedDict([('b', 1), ('a', 2)])
+        >>> named = default_container(["b", "a"]).join([1, 2])
+        >>> type(named).__name__, list(named.items())
+        ('OrderedDict', [('b', 1), ('a', 2)])
     """
     if names and None not in names:
         return container_of(OrderedDict, names)

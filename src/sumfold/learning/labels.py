@@ -19,7 +19,7 @@ __all__ = ["classes_of"]
 
 _SAME_VALUE = {
     "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "copy", "copy_p", "transpose", "convert_element_type",
-    "stop_gradient", "select_n", "clamp", "concatenate", "rev", "slice", "add", "min", "max",
+    "stop_gradient", "select_n", "clamp", "concatenate", "rev", "slice", "unstack", "add", "min", "max",
 }  # fmt: skip
 """Primitives that hand a label on: shapes, dtypes, and the wrapping of negative indices."""
 

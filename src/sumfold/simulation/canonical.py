@@ -40,6 +40,8 @@ __all__ = ["canonical", "fast", "rewrites"]
 Equation: TypeAlias = Any
 
 _REWRITTEN = frozenset({"conv_general_dilated", "reduce_window_max", "reduce_window_sum", "select_and_scatter_add"})
+_CHECKPOINTS = frozenset({"checkpoint", "remat2"})
+"""Equations whose program has no place for arrays of its own."""
 _CHANNELS, _ROWS = 16, 8
 """Channels and rows from which a convolution is given the padding that it lacks; see benchmarks/convolutions.py."""
 _GROUPS = 32
@@ -145,12 +147,12 @@ def _result(equation: Equation, values: list[Any], winograd: bool) -> list[Any]:
     if name in ("jit", "pjit", "custom_jvp_call", "custom_vjp_call"):
         return _inlined(params, values, winograd)
     if name == "scan" and multiplies(params["jaxpr"].jaxpr):
-        params = _rewritten_params(params, winograd)
+        params = _rewritten_params(name, params, winograd)
         apart = scanned(values, params, functools.partial(_evaluate, winograd=winograd))
         if apart is not None:
             return apart
-    elif name in ("scan", "while", "cond", "checkpoint", "remat2") and any(map(_found, _inner(equation))):
-        params = _rewritten_params(params, winograd)
+    elif name in {"scan", "while", "cond", *_CHECKPOINTS} and any(map(_found, _inner(equation))):
+        params = _rewritten_params(name, params, winograd)
     results = equation.primitive.bind(*values, **params)
     return list(results) if equation.primitive.multiple_results else [results]
 
@@ -163,18 +165,18 @@ def _inlined(params: dict[str, Any], values: list[Any], winograd: bool) -> list[
     return _evaluate(called, [], values, winograd)
 
 
-def _rewritten_params(params: dict[str, Any], winograd: bool) -> dict[str, Any]:
+def _rewritten_params(name: str, params: dict[str, Any], winograd: bool) -> dict[str, Any]:
     """The parameters with every program in them rewritten."""
 
     def rewrite(value: Any) -> Any:
         if isinstance(value, tuple) and any(isinstance(one, jaxprs.ClosedJaxpr) for one in value):
             return tuple(map(rewrite, value))
-        if isinstance(value, jaxprs.ClosedJaxpr):
-            return _again(value.jaxpr, value.consts, winograd)
-        if isinstance(value, jaxprs.Jaxpr):
-            again = _again(value, [], winograd)
-            return value if again.consts else again.jaxpr  # there is no place for arrays of its own
-        return value
+        if not isinstance(value, jaxprs.ClosedJaxpr | jaxprs.Jaxpr):
+            return value
+        again = _again(getattr(value, "jaxpr", value), getattr(value, "consts", ()), winograd)
+        if name not in _CHECKPOINTS:
+            return again
+        return value if again.consts else again.jaxpr
 
     return {name: rewrite(value) for name, value in params.items()}
 

@@ -39,7 +39,7 @@ _SMALL = 64 << 20
 _FEW = 1 << 18
 """Row numbers that may always be reserved: one megabyte."""
 
-_SMALL = 1 << 10
+_ALL = 1 << 10
 """Clients of a cohort of which each stream may have all."""
 
 _SPARE = 4
@@ -265,7 +265,7 @@ class Placement:
         if streams == 1:
             return Seats(places, total, total)
         needed = max(map(len, places))
-        usual = total if total <= _SMALL and not remembering else room(-(-total * 5 // (4 * streams)) + 1)
+        usual = total if total <= _ALL and not remembering else room(-(-total * 5 // (4 * streams)) + 1)
         at_once = self._slots.get((total, streams)) or min(total, usual)
         self._slots[total, streams] = max(at_once, min(total, room(needed)))
         return Seats(places, self._slots[total, streams], total)

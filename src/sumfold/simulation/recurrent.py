@@ -28,7 +28,7 @@ from jax.extend import core as jaxprs
 
 from sumfold.simulation.contraction import product
 
-__all__ = ["Program", "multiplies", "scanned"]
+__all__ = ["Program", "multiplies", "operand_counts", "scanned"]
 
 Equation: TypeAlias = Any
 Variable: TypeAlias = Any
@@ -93,6 +93,14 @@ def multiplies(jaxpr: Any) -> bool:
     )
 
 
+def operand_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """How many of a scan's operands are constants, and how many the first values of carries."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    constants, carry, _ = params["ft_in"].unpack()  # since JAX 0.11
+    return len(constants), len(carry)
+
+
 def scanned(
     values: Sequence[Any],
     params: dict[str, Any],
@@ -106,7 +114,7 @@ def scanned(
         evaluate: runs a program with its constants and arguments.
     """
     body, constants = params["jaxpr"].jaxpr, params["jaxpr"].consts
-    number, carried = params["num_consts"], params["num_carry"]
+    number, carried = operand_counts(params)
     apart = _apart(body, number, carried)
     equations, turned = _turned(body, number, params["length"])
     if not any(apart) and not turned:
