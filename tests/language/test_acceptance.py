@@ -365,7 +365,7 @@ def test_whole_keras_models_are_averaged():
     weights = model.get_weights()
     averaged = programs()[0]([weights, [w + 2 for w in weights]])
     for a, b in zip(averaged, weights, strict=True):
-        np.testing.assert_allclose(a, b + 1, rtol=1e-6)
+        np.testing.assert_allclose(a, b + 1, rtol=1e-6, atol=1e-6)  # drawn anew: some weight may be near -1
     model.set_weights(averaged)
 
 

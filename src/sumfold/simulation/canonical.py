@@ -178,7 +178,7 @@ def _rewritten_params(name: str, params: dict[str, Any], winograd: bool) -> dict
             return again
         return value if again.consts else again.jaxpr
 
-    return {name: rewrite(value) for name, value in params.items()}
+    return {key: rewrite(value) for key, value in params.items()}
 
 
 def _again(jaxpr: Any, consts: Sequence[Any], winograd: bool) -> Any:
