@@ -145,8 +145,10 @@ def test_a_state_that_the_caller_let_go_is_written_over():
         lambda state: np.asarray(weights(state)),
         lambda state: memoryview(np.asarray(weights(state))),
         lambda state: np.from_dlpack(weights(state)),
+        lambda state: jax.device_put(weights(state), jax.devices()[0]),
+        lambda state: weights(state).addressable_data(0),
     ],
-    ids=["states", "arrays", "views", "memory", "dlpack"],
+    ids=["states", "arrays", "views", "memory", "dlpack", "put where it is", "its shard"],
 )
 def test_what_the_caller_keeps_of_a_state_stays_as_it_is(keep):
     made = process()
@@ -175,3 +177,16 @@ def test_no_state_is_kept_where_memory_is_short(monkeypatch):
     made = process()
     after(made, made.initialize(), 3)
     assert [former._made for former in made._run.closing._former] == [type(made._run.closing._former[0]._made)()]
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_a_state_may_move_to_another_device():
+    made = process()
+    state, there = made.initialize(), jax.devices()[1]
+    for _ in range(3):
+        state, _ = made.next(state, federation())
+    state = state._replace(algorithm=jax.device_put(state.algorithm, there))
+    for _ in range(3):
+        state, _ = made.next(state, federation())
+    assert weights(state).devices() == {there}
+    assert np.asarray(weights(state)).tolist() == after(process(), made.initialize(), 6)[1][-1]

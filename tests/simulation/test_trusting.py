@@ -32,6 +32,7 @@ def clipped(value):
         (clipped, True),
         (lambda value: {"all": jax.tree.map(lambda leaf: -leaf.reshape(-1) / 2 + 1, value)}, True),
         (jax.jit(lambda value: jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), value)), True),
+        (lambda value: jax.tree.map(lambda leaf: leaf.astype("float4_e2m1fn").astype(jnp.float32), value), False),
         (lambda value: {"w": value["w"]}, False),
         (lambda value: {**value, "b": value["b"] * 0}, False),
         (lambda value: {**value, "b": 1 / value["b"]}, False),
@@ -43,7 +44,7 @@ def clipped(value):
         (lambda value: {**value, "w": jnp.where(value["w"] < 9, value["w"], 0)}, False),
     ],
     ids=[
-        "as it is", "clipped", "negated", "bfloat16", "a part left out", "times nothing", "inverted",
+        "as it is", "clipped", "negated", "bfloat16", "four bits", "a part left out", "times nothing", "inverted",
         "squashed", "bounded", "rounded", "sliced", "replaced", "chosen",
     ],
 )  # fmt: skip
@@ -119,6 +120,26 @@ def test_rounds_are_as_if_every_client_was_asked(monkeypatch, bad, memory) -> No
     again = bad is not None and not memory  # in its memory a client's number is seen at once
     assert sorted(calls) == ["phase"] * again + ["trusted"] * 2  # one stream has the bad client
     assert others == ["phase"] * 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("weight", [np.nan, -1.0])
+def test_a_client_that_is_not_finite_may_weigh_anything(monkeypatch, value, weight) -> None:
+    monkeypatch.setattr(spare, "_LARGE", 0)
+    round = sums()
+    finish = round.phases[0].work.finish
+
+    def weighed(task, number, key):
+        report = finish(task, number, key)
+        given = report.parts["update"]._replace(weight=jnp.where(jnp.isfinite(number), 1.0, weight))
+        return report._replace(parts={"update": given})
+
+    phase = round.phases[0]._replace(work=round.phases[0].work._replace(finish=weighed))
+    fed = sf.Federation.from_arrays(np.float32([1, 2, value, 4]), np.zeros(4, np.int32), offsets=np.arange(5))
+    process = sf.Process(round._replace(phases=(phase,))).on(sf.Simulation(streams=2, kernel="sequential"))
+    state, metrics = process.next(process.initialize(), fed)
+    assert metrics["finalizer"] == {"counted": 3, "left out": 1}
+    np.testing.assert_allclose(state.algorithm, np.full(SIZE, 7 / 3), rtol=1e-6)
 
 
 def test_a_client_that_is_trusted_is_not_read_twice() -> None:

@@ -29,6 +29,7 @@ from sumfold.core.client import Briefing, ClientHalf, Memory, client_half
 from sumfold.core.cohort import Cohort, batch_shapes
 from sumfold.core.compiled import compiled
 from sumfold.core.driver import (
+    NOBODY,
     Notes,
     Outcome,
     Server,
@@ -495,7 +496,7 @@ class Bound:
         else:
             phase, device = self.round.phases[i], self._device(s)
             like = functools.partial(jax.eval_shape, lambda b, k: nobody(phase, b, k, places), briefing, kept)
-            spare = self.spare.take(i, s, like, device)
+            spare = self.spare.take(i, s, like, device, briefing)
             if spare and self._trusts(i, briefing, kept, given[1]):
                 *ended, finite = self.trusted(i, places, spare, briefing, kept, *given)
                 if finite:
@@ -513,9 +514,10 @@ class Bound:
         return self.trusting[i] is not None and all(course is None for _, course in plans)
 
     def _trusted(self, i: int, places: int, *given: Any) -> tuple[Totals, Table, Any]:
-        """As `_phase`, with clients that are not asked for what their totals tell, and whether those are finite."""
+        """As `_phase`, with clients that are not asked for what their totals tell, and whether that was right."""
         totals, table = self._phase(i, places, *given, trusted=True)
-        return totals, table, finite_sum(totals.parts)
+        # A client whose weight is invalid is no error if its report is not finite; nothing of it is in the totals.
+        return totals, table, finite_sum(totals.parts) & (totals.invalid == NOBODY)
 
     def _phase(
         self,

@@ -39,12 +39,13 @@ class Spare:
         self._large: dict[int, Tree | None] = {}
         self._kept: dict[tuple[int, int], Tree] = {}
 
-    def take(self, phase: int, stream: int, like: Callable[[], Totals], device: Any) -> Tree:
+    def take(self, phase: int, stream: int, like: Callable[[], Totals], device: Any, beside: Tree = ()) -> Tree:
         """Buffers for one stream's totals, to be donated; () where they are small.
 
         Args:
             like: gives the shapes of the totals.
             device: where the stream runs; None where there is no choice.
+            beside: what the program gets too; it is where the program runs.
         """
         if phase not in self._large:
             parts = tree.shapes(like().parts)
@@ -53,7 +54,9 @@ class Spare:
         if parts is None:
             return ()
         kept = self._kept.pop((phase, stream), None)
-        return kept if kept is not None else jax.device_put(jax.tree.map(_fresh, parts), device)
+        if kept is not None and _places(kept) >= _places(beside):
+            return kept
+        return jax.device_put(jax.tree.map(_fresh, parts), device)
 
     def put(self, phase: int, stream: int, totals: Totals) -> None:
         """Keep the buffers of totals that nobody reads any more."""
@@ -73,7 +76,10 @@ class Former:
 
     def take(self) -> list[Any]:
         """The older state's leaves, for `vacant`; none where there is none."""
-        return self._made.popleft() if len(self._made) == 2 else []
+        try:
+            return self._made.popleft() if len(self._made) == 2 else []
+        except IndexError:  # another thread was first
+            return []
 
     def put(self, state: Tree) -> None:
         """Keep a state that was made."""
@@ -97,9 +103,28 @@ def vacant(former: Sequence[Any], place: int, like: Any) -> Any:
     """
     if place < len(former) and isinstance(former[place], jax.Array) and not former[place].is_deleted():
         alone = sys.getrefcount(former[place]) == 2  # the sequence's, and that of the call
-        if alone and (former[place].shape, former[place].dtype) == (like.shape, like.dtype):
+        alike = (former[place].shape, former[place].dtype) == (like.shape, like.dtype)
+        if alone and alike and _places([former[place]]) == _places([like]) and not _shared(former[place]):
             return former[place]
     return _fresh(like)
+
+
+def _shared(array: jax.Array) -> bool:
+    """Whether another array has the same buffer, as `jax.device_put` to the same device makes one."""
+    at, every = set(_addresses(array)), jax.live_arrays()  # type: ignore[no-untyped-call]
+    others = (other for other in every if other is not array and other.nbytes >= array.nbytes)
+    return any(not at.isdisjoint(_addresses(other)) for other in others if not other.is_deleted())
+
+
+def _addresses(array: jax.Array) -> list[int]:
+    if array.is_fully_addressable and len(array.sharding.device_set) == 1:
+        return [array.unsafe_buffer_pointer()]
+    return [shard.data.unsafe_buffer_pointer() for shard in array.addressable_shards]
+
+
+def _places(arrays: Tree) -> set[Any]:
+    """The devices of those that JAX has."""
+    return {device for leaf in jax.tree.leaves(arrays) if isinstance(leaf, jax.Array) for device in leaf.devices()}
 
 
 def is_large(arrays: Tree) -> bool:

@@ -13,6 +13,8 @@ So are metrics, what a client remembers and what it keeps, which no total shows.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,6 +88,11 @@ def finite_sum(parts: Tree) -> Leaf:
     return tree.all_finite([jnp.dot(a, a, preferred_element_type=b) for a, b in zip(leaves, wide, strict=True)])
 
 
+def _knows_infinity(dtype: Any) -> bool:
+    """Whether a dtype has infinity and NaN; those of a byte and less have not all."""
+    return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > 1
+
+
 def _arrives(program: Variable, variable: Variable) -> bool:
     """Whether all of an input of a program without calls comes out in one of its results."""
     found = {variable}
@@ -98,6 +105,6 @@ def _arrives(program: Variable, variable: Variable) -> bool:
         else:
             carried = given[:1] if name == "div" and not is_literal(equation.invars[0]) else []
         result = equation.outvars[0]
-        if any(a in found for a in carried) and jnp.issubdtype(result.aval.dtype, jnp.floating):
+        if any(a in found for a in carried) and _knows_infinity(result.aval.dtype):
             found.add(result)
     return any(not is_literal(a) and a in found for a in program.outvars)
