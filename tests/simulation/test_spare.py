@@ -182,7 +182,8 @@ def test_no_state_is_kept_where_memory_is_short(monkeypatch):
 @pytest.mark.usefixtures("everything_is_large")
 def test_a_state_may_move_to_another_device():
     made = process()
-    state, there = made.initialize(), jax.devices()[1]
+    state, (here, there) = made.initialize(), jax.devices()[:2]
+    state = state._replace(algorithm=jax.device_put(state.algorithm, here))
     for _ in range(3):
         state, _ = made.next(state, federation())
     state = state._replace(algorithm=jax.device_put(state.algorithm, there))
